@@ -1,0 +1,34 @@
+"""What a stage is: a pure object that turns messages into messages.
+
+No sockets, clock, environment, threads or global randomness inside; a runner (`runner.py`) gives
+it I/O and a lifecycle. Tests, property tests and replay drive the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from stages.messages import BeginEpoch, Message
+
+
+class Stage(Protocol):
+    """The core of a stage."""
+
+    def begin_epoch(self, message: BeginEpoch) -> None:
+        """Forget every request; messages of older epochs are dropped from here on."""
+
+    def handle(self, messages: Sequence[Message], now_ns: int) -> list[Message]:
+        """Take what has arrived, in order, and say what follows.
+
+        A bad message fails one request, never the stage. `now_ns` is the wall clock.
+        """
+
+    def progress(self) -> int:
+        """How much the stage has finished since it started: grows while it works."""
+
+    def queue_len(self) -> int:
+        """How much waits in the stage."""
+
+    def stats(self) -> dict[str, float]:
+        """Figures for `/metrics`, by metric name; counters end in `_total`."""
