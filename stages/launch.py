@@ -1,0 +1,94 @@
+"""The entry of every stage process: `python -m stages.launch STAGE CONTROL_FD`.
+
+Ties the process's life to its parent's, receives the configuration, and runs the stage's `main`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from shm.errors import PeerClosed
+from stages.config import ServerConfig, decode_config
+from stages.control import ControlSocket
+from stages.errors import HeadraceError
+from stages.messages import Configure, StageFailed, ToStage
+from stages.topology import STAGES
+
+PR_SET_PDEATHSIG = 1
+MAX_FAILURE_TEXT = 4000
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage process is given: its name, its configuration, its control socket."""
+
+    stage: str
+    config: ServerConfig
+    config_bytes: bytes
+    incarnation: int
+    control: ControlSocket[ToStage]
+
+
+def load(path: str) -> Callable[..., Any]:
+    """Import 'module:function'."""
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def main(stage: str, control_fd: int) -> int:
+    """Run one stage; returns the exit code."""
+    _die_with_parent()
+    # Ctrl-C goes to the supervisor, which drains; the stages end when it says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control: ControlSocket[ToStage] = ControlSocket(socket.socket(fileno=control_fd), ToStage)
+    first, _ = control.receive()
+    assert isinstance(first, Configure)
+    config = decode_config(first.config)
+    logging.basicConfig(
+        level=config.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+    context = StageContext(stage, config, first.config, first.incarnation, control)
+    try:
+        load(STAGES[stage].main)(context)
+    except PeerClosed:
+        return 1  # The supervisor has died: nobody is left to tell.
+    except HeadraceError as error:
+        return _fail(context, str(error), error.exit_code)
+    except Exception as error:
+        # The one catch of the process: whatever it was, the supervisor hears it and restarts us.
+        logging.exception("stage %s failed", stage)
+        return _fail(context, f"{type(error).__name__}: {error}", 1)
+    return 0
+
+
+def _fail(context: StageContext, text: str, code: int) -> int:
+    try:
+        context.control.send(StageFailed(context.stage, text[:MAX_FAILURE_TEXT]))
+    except PeerClosed:
+        logging.error("%s", text)
+    return code
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent dies; covers also a parent that is dead already.
+
+    The control socket's end of file tells the same where prctl does not exist.
+    """
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,118 @@
+"""Feeds a recording to a fresh core and compares what it says: `headrace replay STAGE FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import msgspec
+import numpy as np
+
+from stages import messages
+from stages.columns import f32
+from stages.config import ServerConfig, decode_config
+from stages.errors import HeadraceError
+from stages.messages import BeginEpoch, Message, StepLogprobs, StepPromptLogprobs
+from stages.recorder import Frame, Header, read_recording, schema_hash
+from stages.stage import Stage
+
+CoreFactory = Callable[[ServerConfig, int], Stage]
+
+# Kernels of another machine may round differently; tokens must be equal all the same.
+LOGPROB_TOLERANCE = 1e-3
+
+
+class ReplayError(HeadraceError):
+    """The recording cannot be replayed, or a stage now says something else."""
+
+
+@dataclass
+class ReplayResult:
+    """How much was compared."""
+
+    num_frames: int = 0
+    num_inbound: int = 0
+    num_outbound: int = 0
+
+
+def any_message_decoder() -> msgspec.msgpack.Decoder[Any]:
+    """Decode every message there is."""
+    kinds = [
+        kind
+        for kind in vars(messages).values()
+        if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+    ]
+    return msgspec.msgpack.Decoder(Union[tuple(kinds)])  # noqa: UP007 - built at run time
+
+
+def replay(stage: str, path: Path, make_core: CoreFactory) -> ReplayResult:
+    """Replay `path`; raises `ReplayError` at the first difference."""
+    decoder = any_message_decoder()
+    result = ReplayResult()
+    core: Stage | None = None
+    for record in read_recording(path):
+        if isinstance(record, Header):
+            _check_header(record, stage)
+            core = make_core(decode_config(record.config), record.incarnation)
+            continue
+        if core is None:
+            raise ReplayError(f"{path}: a frame before the header; the file is no recording")
+        inbound = [decoder.decode(data) for data in record.inbound]
+        said = _call(core, record, inbound)
+        _compare(result.num_frames, [decoder.decode(data) for data in record.outbound], said)
+        result.num_frames += 1
+        result.num_inbound += len(inbound)
+        result.num_outbound += len(said)
+    if core is None:
+        raise ReplayError(f"{path}: no recording in it")
+    return result
+
+
+def _call(core: Stage, frame: Frame, inbound: list[Message]) -> list[Message]:
+    if frame.is_epoch:
+        assert isinstance(inbound[0], BeginEpoch)
+        core.begin_epoch(inbound[0])
+        return []
+    return core.handle(inbound, frame.now_ns)
+
+
+def _check_header(header: Header, stage: str) -> None:
+    if header.stage != stage:
+        raise ReplayError(f"the recording is of stage {header.stage}, not {stage}")
+    if header.schema != schema_hash():
+        raise ReplayError(
+            f"the recording was made with message schema {header.schema} (version "
+            f"{header.version}), this is {schema_hash()}: replay it with that version"
+        )
+
+
+def _compare(frame: int, expected: Sequence[Message], said: Sequence[Message]) -> None:
+    if len(expected) != len(said):
+        raise ReplayError(
+            f"frame {frame}: {len(expected)} messages recorded, {len(said)} now:"
+            f"\n  recorded {list(expected)}\n  now      {list(said)}"
+        )
+    for index, (was, now) in enumerate(zip(expected, said, strict=True)):
+        if not _equal(was, now):
+            raise ReplayError(
+                f"frame {frame}, message {index} differs:\n  recorded {was}\n  now      {now}"
+            )
+
+
+def _equal(was: Message, now: Message) -> bool:
+    if type(was) is not type(now):
+        return False
+    if not isinstance(was, StepLogprobs | StepPromptLogprobs):
+        return msgspec.msgpack.encode(was) == msgspec.msgpack.encode(now)
+    return all(
+        _close(getattr(was, name), getattr(now, name))
+        if name in ("logprobs", "top_logprobs")
+        else getattr(was, name) == getattr(now, name)
+        for name in was.__struct_fields__
+    )
+
+
+def _close(was: bytes, now: bytes) -> bool:
+    return len(was) == len(now) and np.allclose(f32(was), f32(now), atol=LOGPROB_TOLERANCE)
