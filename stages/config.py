@@ -22,7 +22,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting of a process group. Field names are the flags with underscores.
 
-    0 in `num_blocks` and `kv_cache_memory` means: decide from memory. Sizes are bytes, times are
+    0 in `num_blocks`, `kv_cache_memory` and `gpu_memory_utilization` means: a modest share of what
+    is free. Sizes are bytes, times are
     seconds. `record`: stage name → file that takes its recording.
     """
 
@@ -36,12 +37,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     dtype: str = "auto"
     max_model_len: int = 2048
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 1024
     block_size: int = 16
     num_blocks: int = 0
     kv_cache_memory: int = 0
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = 0.0
     enable_prefix_caching: bool = True
     max_preemptions: int = 3
     sampling_placement: str = "device"

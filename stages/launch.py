@@ -29,13 +29,18 @@ MAX_FAILURE_TEXT = 4000
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage process is given: its name, its configuration, its control socket."""
+    """What a stage process is given.
+
+    `listener`: the group's HTTP socket, for the gateway. The supervisor holds it too, so that
+    clients that connect while a gateway is being restarted wait instead of being refused.
+    """
 
     stage: str
     config: ServerConfig
     config_bytes: bytes
     incarnation: int
     control: ControlSocket[ToStage]
+    listener: socket.socket | None
 
 
 def load(path: str) -> Callable[..., Any]:
@@ -51,13 +56,14 @@ def main(stage: str, control_fd: int) -> int:
     # Ctrl-C goes to the supervisor, which drains; the stages end when it says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control: ControlSocket[ToStage] = ControlSocket(socket.socket(fileno=control_fd), ToStage)
-    first, _ = control.receive()
+    first, fds = control.receive()
     assert isinstance(first, Configure)
+    listener = socket.socket(fileno=fds[0]) if fds else None
     config = decode_config(first.config)
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s"
     )
-    context = StageContext(stage, config, first.config, first.incarnation, control)
+    context = StageContext(stage, config, first.config, first.incarnation, control, listener)
     try:
         load(STAGES[stage].main)(context)
     except PeerClosed:

@@ -20,18 +20,26 @@ _TAG = struct.Struct("<QQ")
 
 
 class ZmqOverflowSender:
-    """The writer's half: one PUSH socket for each reader; connects, so a reader may come later."""
+    """The writer's half: one PUSH socket for each reader; connects, so a reader may come later.
+
+    Belongs to one epoch: what a dead reader left unread would fill the sockets of the next.
+    """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         addresses: Mapping[str, str],
         high_water_mark: int = DEFAULT_HIGH_WATER_MARK,
+        linger_s: float = DEFAULT_LINGER_S,
     ) -> None:
-        """`addresses` maps each reader's name to the address that it binds."""
+        """`addresses` maps each reader's name to the address that it binds.
+
+        What was sent before `close` has `linger_s` seconds to leave while the context ends.
+        """
         self._sockets = {name: context.socket(zmq.PUSH) for name in addresses}
         for name, address in addresses.items():
             self._sockets[name].set(zmq.SNDHWM, high_water_mark)
+            self._sockets[name].set(zmq.LINGER, round(linger_s * 1000))
             self._sockets[name].connect(address)
 
     def send(self, epoch: int, sequence: int, parts: Sequence[Buffer], deadline: Deadline) -> None:
@@ -43,10 +51,10 @@ class ZmqOverflowSender:
         for socket in self._sockets.values():
             socket.send_multipart([_TAG.pack(epoch, sequence), *parts], zmq.NOBLOCK)
 
-    def close(self, linger_s: float = DEFAULT_LINGER_S) -> None:
-        """Close; payloads already sent get `linger_s` seconds to leave while the context lives."""
+    def close(self) -> None:
+        """Close every socket; a second call does nothing."""
         for socket in self._sockets.values():
-            socket.close(linger=round(linger_s * 1000))
+            socket.close()
 
     def __enter__(self) -> Self:
         return self

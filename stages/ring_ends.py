@@ -117,7 +117,7 @@ class RingEnds:
             reader: self._overflow_address(name, index) for index, reader in enumerate(names)
         }
         overflow = ZmqOverflowSender(self._zmq, addresses)
-        self._stack.callback(overflow.close, linger_s=0)
+        self._stack.callback(overflow.close)
         return RingWriter(descriptors, self._epoch, overflow)
 
     def _reader(self, name: str, index: int, descriptors: RingDescriptors) -> RingReader:

@@ -17,19 +17,20 @@ MAX_PATH_BYTES = 72
 
 
 def default_run_dir(port: int) -> Path:
-    """Where the group that serves `port` keeps its sockets: `headrace status` looks there too."""
+    """Where the group that serves `port` keeps its sockets: `headrace status` looks there too.
+
+    Port 0 asks the kernel for one, which is not known yet: such a group is named by its process.
+    """
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(base) / f"headrace-{os.getuid()}" / str(port)
+    return Path(base) / f"headrace-{os.getuid()}-{port or f'pid{os.getpid()}'}"
 
 
 def create_run_dir(path: Path) -> None:
     """Make `path` for this user alone; raises `ConfigError` where that cannot be."""
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(f"--run-dir {path} is too long for Unix sockets: take a shorter one")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-    for folder in (path.parent, path):
-        _check_owner(folder)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(path)
     if _is_served(path):
         raise ConfigError(f"a group is running in {path} already: stop it or take another --port")
     for leftover in path.iterdir():  # of a group that was killed

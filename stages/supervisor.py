@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -58,8 +59,15 @@ class Supervisor:
     gateway hears of an epoch only when it is empty.
     """
 
-    def __init__(self, config: ServerConfig, on_ready: Callable[[float], None]) -> None:
+    def __init__(
+        self, config: ServerConfig, listener: socket.socket, on_ready: Callable[[float], None]
+    ) -> None:
+        """`listener`: the HTTP socket, handed to each gateway; stays the caller's.
+
+        `on_ready` hears once how many seconds the start took.
+        """
         self._config = config
+        self._listener = listener
         self._on_ready = on_ready
         self._children: dict[str, StageProcess] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
@@ -96,6 +104,11 @@ class Supervisor:
         if self._failure is not None:
             raise self._failure
 
+    @property
+    def was_aborted(self) -> bool:
+        """A second signal cut the drain short."""
+        return len(self._signals) > 1
+
     def state(self) -> GroupState:
         """The group as `headrace status` and the gateway see it."""
         return GroupState(self._epoch, [self._stage_state(child) for child in self._ordered()])
@@ -124,7 +137,7 @@ class Supervisor:
         logger.info("draining: open requests have %.0f s to end", timeout)
         self._children[GATEWAY].send(Drain(time.time_ns() + int(timeout * 1e9)))
         await self._until(
-            lambda: self._is_drained or len(self._signals) > 1 or self._failure is not None, timeout
+            lambda: self._is_drained or self.was_aborted or self._failure is not None, timeout
         )
 
     async def _stop(self) -> None:
@@ -133,9 +146,7 @@ class Supervisor:
         for child in self._ordered():
             child.send(Stop())
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if await self._until(
-                lambda: not self._running() or len(self._signals) > 1, STOP_GRACE_S
-            ):
+            if await self._until(lambda: not self._running() or self.was_aborted, STOP_GRACE_S):
                 number = signal.SIGKILL
             for child in self._running():
                 logger.warning("%s did not end: sending %s", child.stage, number.name)
@@ -254,7 +265,8 @@ class Supervisor:
     def _start(self, stage: str, incarnation: int) -> None:
         child = StageProcess(stage, incarnation, self._on_message, self._on_exit)
         self._children[stage] = child
-        child.send(Configure(encode_config(self._config), incarnation))
+        fds = [self._listener.fileno()] if stage == GATEWAY else []
+        child.send(Configure(encode_config(self._config), incarnation), fds)
 
     def _too_many_deaths(self) -> bool:
         now = time.monotonic()

@@ -1,0 +1,93 @@
+"""Fills the shared decoder's weights from a checkpoint: names, shapes, fusing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from executor_svc.model_config import ModelConfig
+from executor_svc.models.decoder import Decoder, DecoderWeights, LayerWeights
+from executor_svc.models.decoder_config import DecoderConfig, parse_decoder_config
+from executor_svc.ops.interface import LinearWeight, Ops
+from executor_svc.weights import Checkpoint
+
+
+def load_decoder(config: ModelConfig, dtype: torch.dtype, ops: Ops) -> Decoder:
+    """Load a native family.
+
+    Raises:
+        ModelLoadError: the folder's config or weights are not what the family needs.
+    """
+    decoder_config = parse_decoder_config(config)
+    with Checkpoint(config.folder, dtype) as checkpoint:
+        weights = _Loader(decoder_config, checkpoint, ops).load()
+        # A tied model may carry its head all the same; old Llama files carry frequencies.
+        checkpoint.check_all_taken(
+            lambda name: name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
+        )
+    return Decoder(decoder_config, weights, ops)
+
+
+class _Loader:
+    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, ops: Ops) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._ops = ops
+
+    def load(self) -> DecoderWeights:
+        config = self._config
+        shape = (config.vocab_size, config.hidden_size)
+        embedding = self._checkpoint.take("model.embed_tokens.weight", *shape)
+        is_tied = config.tie_word_embeddings
+        head = embedding if is_tied else self._checkpoint.take("lm_head.weight", *shape)
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(self._layer(index) for index in range(config.num_layers)),
+            final_norm=self._norm("model.norm", config.hidden_size),
+            head=self._ops.prepare_linear(head),
+        )
+
+    def _layer(self, index: int) -> LayerWeights:
+        config, prefix = self._config, f"model.layers.{index}"
+        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        query_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        sizes = {"q_proj": query_size, "k_proj": kv_size, "v_proj": kv_size}
+        # Gemma has norms on both sides of the MLP under names of their own; elsewhere
+        # `post_attention_layernorm` is the one in front of the MLP.
+        behind = "post_attention_layernorm" if config.sandwich_norms else None
+        before_mlp = "pre_feedforward_layernorm" if behind else "post_attention_layernorm"
+        return LayerWeights(
+            attention_norm=self._norm(f"{prefix}.input_layernorm", hidden),
+            qkv=self._fused(attention, sizes, hidden, config.qkv_bias),
+            query_norm=self._norm(f"{attention}.q_norm", dim) if config.qk_norm else None,
+            key_norm=self._norm(f"{attention}.k_norm", dim) if config.qk_norm else None,
+            output=self._fused(attention, {"o_proj": hidden}, query_size, config.output_bias),
+            behind_attention_norm=self._norm(f"{prefix}.{behind}", hidden) if behind else None,
+            mlp_norm=self._norm(f"{prefix}.{before_mlp}", hidden),
+            gate_up=self._fused(
+                mlp, {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias
+            ),
+            down=self._fused(mlp, {"down_proj": hidden}, inner, config.mlp_bias),
+            behind_mlp_norm=(
+                self._norm(f"{prefix}.post_feedforward_layernorm", hidden) if behind else None
+            ),
+        )
+
+    def _fused(
+        self, prefix: str, out_sizes: dict[str, int], in_size: int, has_bias: bool
+    ) -> LinearWeight:
+        """One projection out of several that read the same input."""
+        take = self._checkpoint.take
+        weights = [take(f"{prefix}.{name}.weight", n, in_size) for name, n in out_sizes.items()]
+        biases = [take(f"{prefix}.{name}.bias", n) for name, n in out_sizes.items() if has_bias]
+        return self._ops.prepare_linear(_join(weights), _join(biases) if has_bias else None)
+
+    def _norm(self, name: str, size: int) -> Tensor:
+        weight = self._checkpoint.take(f"{name}.weight", size)
+        # Gemma stores the distance from one, and 1 + w rounded to bfloat16 would lose it.
+        return weight.float() + self._config.norm_offset if self._config.norm_offset else weight
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,187 @@
+"""The executor's row tables: what each row holds, and a step's ragged batch made from them.
+
+Struct of arrays, advanced by differences; a steady decode step loops over no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from executor_svc.batch import ForwardBatch
+from stages.columns import Int32Array, i32
+from stages.messages import ExecuteStep, NewRow
+from stages.persistent_batch import PersistentBatch, StepRows
+
+# A row that wants no prompt log-probabilities.
+NO_PROMPT_LOGPROBS = -1
+
+
+@dataclass(frozen=True)
+class PromptSpan:
+    """Prompt tokens of one row whose log-probabilities a step gives.
+
+    `start`: position of the first of them; `next_token_ids` int32 [n] are the tokens themselves.
+    Their logits are rows `first_logit .. first_logit + n` of the step's logits.
+    """
+
+    row: int
+    start: int
+    first_logit: int
+    next_token_ids: Int32Array
+    num_top: int
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What one forward pass takes, and what its logits are for.
+
+    The first `len(sampled_rows)` rows of the logits are sampled from; the rest belong to
+    `prompt_spans`.
+    """
+
+    batch: ForwardBatch
+    sampled_rows: Int32Array
+    prompt_spans: list[PromptSpan]
+
+
+class RowTable:
+    """Invariant: row r's first `num_blocks[r]` block table entries are its blocks, the rest 0."""
+
+    def __init__(self, max_num_rows: int, max_model_len: int, block_size: int) -> None:
+        max_blocks = -(-max_model_len // block_size)
+        self._block_size = block_size
+        self._rows = PersistentBatch(max_num_rows)
+        self._block_tables = np.zeros((max_num_rows, max_blocks), dtype=np.int32)
+        self._num_blocks = np.zeros(max_num_rows, dtype=np.int32)
+        # Zeroed pages cost nothing until a long prompt touches them.
+        self._token_ids = np.zeros((max_num_rows, max_model_len), dtype=np.int32)
+        self._num_prompt_tokens = np.zeros(max_num_rows, dtype=np.int32)
+        self._num_prompt_logprobs = np.full(max_num_rows, NO_PROMPT_LOGPROBS, dtype=np.int32)
+        self._last_token_ids = np.zeros(max_num_rows, dtype=np.int32)
+
+    def apply(self, step: ExecuteStep) -> StepInputs:
+        """Advance to `step` and lay out its batch."""
+        self._release(i32(step.released_rows))
+        for new in step.new_rows:
+            self._admit(new)
+        self._append_blocks(i32(step.block_rows), i32(step.block_ids))
+        return self._inputs(self._rows.apply(step))
+
+    def set_last_tokens(self, rows: Int32Array, token_ids: Int32Array) -> None:
+        """Note the sampled tokens: the next decode step of these rows starts from them."""
+        self._last_token_ids[rows] = token_ids
+
+    def _release(self, rows: Int32Array) -> None:
+        self._block_tables[rows] = 0
+        self._num_blocks[rows] = 0
+        self._num_prompt_logprobs[rows] = NO_PROMPT_LOGPROBS
+
+    def _admit(self, new: NewRow) -> None:
+        token_ids, block_ids = i32(new.token_ids), i32(new.block_ids)
+        self._token_ids[new.row, : len(token_ids)] = token_ids
+        self._num_prompt_tokens[new.row] = new.num_prompt_tokens
+        self._block_tables[new.row, : len(block_ids)] = block_ids
+        self._num_blocks[new.row] = len(block_ids)
+        # A row that comes back after a preemption has told its prompt's already.
+        is_fresh = len(token_ids) == new.num_prompt_tokens
+        wanted = new.params.prompt_logprobs if is_fresh else NO_PROMPT_LOGPROBS
+        self._num_prompt_logprobs[new.row] = wanted
+
+    def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> None:
+        """Append each block to its row's table; a row may get several, in order."""
+        if len(rows) == 0:
+            return
+        order = np.argsort(rows, kind="stable")
+        sorted_rows = rows[order]
+        unique, first, counts = np.unique(sorted_rows, return_index=True, return_counts=True)
+        place = np.arange(len(rows)) - np.repeat(first, counts)
+        self._block_tables[sorted_rows, self._num_blocks[sorted_rows] + place] = block_ids[order]
+        self._num_blocks[unique] += counts.astype(np.int32)
+
+    def _inputs(self, rows: StepRows) -> StepInputs:
+        lens = rows.num_scheduled
+        starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
+        token_rows = np.repeat(rows.rows, lens)
+        offsets = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1], lens)
+        positions = np.repeat(rows.num_computed, lens) + offsets
+        sampled_at = starts[1:][rows.sampled] - 1
+        spans, prompt_at = self._prompt_spans(rows, starts, len(sampled_at))
+        return StepInputs(
+            batch=self._batch(
+                rows, starts, token_rows, positions, np.concatenate([sampled_at, *prompt_at])
+            ),
+            sampled_rows=rows.sampled_rows,
+            prompt_spans=spans,
+        )
+
+    def _batch(
+        self,
+        rows: StepRows,
+        starts: Int32Array,
+        token_rows: Int32Array,
+        positions: Int32Array,
+        logits_at: NDArray[np.integer],
+    ) -> ForwardBatch:
+        size = self._block_size
+        blocks = self._block_tables[token_rows, positions // size].astype(np.int64)
+        token_ids = self._token_ids[token_rows, positions]
+        token_ids[: rows.num_decoding] = self._last_token_ids[rows.rows[: rows.num_decoding]]
+        seq_lens = rows.num_computed + rows.num_scheduled
+        width = -(-int(seq_lens.max()) // size)
+        num_leading = _num_single_token_rows(rows)
+        return ForwardBatch(
+            token_ids=_int64(token_ids),
+            positions=_int64(positions),
+            slot_mapping=_int64(blocks * size + positions % size),
+            query_start=torch.from_numpy(starts),
+            seq_lens=torch.from_numpy(seq_lens),
+            block_tables=torch.from_numpy(self._block_tables[rows.rows, :width]),
+            logits_indices=_int64(logits_at),
+            query_lens_host=tuple(rows.num_scheduled.tolist()),
+            seq_lens_host=tuple(seq_lens.tolist()),
+            max_query_len=int(rows.num_scheduled.max()),
+            max_seq_len=int(seq_lens.max()),
+            num_decode_rows=num_leading,
+        )
+
+    def _prompt_spans(
+        self, rows: StepRows, starts: Int32Array, first_logit: int
+    ) -> tuple[list[PromptSpan], list[NDArray[np.integer]]]:
+        """The prompt log-probabilities that this step gives, and the tokens they come from."""
+        spans: list[PromptSpan] = []
+        token_indices: list[NDArray[np.integer]] = []
+        for index in self._rows_with_prompt_logprobs(rows):
+            row, start = int(rows.rows[index]), int(rows.num_computed[index])
+            end = start + int(rows.num_scheduled[index])
+            # The logits at position p are about the token at p + 1.
+            last = min(end, int(self._num_prompt_tokens[row]) - 1)
+            count = last - start
+            if count <= 0:
+                continue
+            next_token_ids = self._token_ids[row, start + 1 : last + 1].copy()
+            num_top = int(self._num_prompt_logprobs[row])
+            spans.append(PromptSpan(row, start + 1, first_logit, next_token_ids, num_top))
+            token_indices.append(np.arange(starts[index], starts[index] + count))
+            first_logit += count
+        return spans, token_indices
+
+    def _rows_with_prompt_logprobs(self, rows: StepRows) -> Iterator[int]:
+        wanted = self._num_prompt_logprobs[rows.rows] != NO_PROMPT_LOGPROBS
+        wanted[: rows.num_decoding] = False
+        return iter(np.flatnonzero(wanted).tolist())
+
+
+def _num_single_token_rows(rows: StepRows) -> int:
+    """How many leading rows have one token: decoding rows, and chunks of one behind them."""
+    longer = np.flatnonzero(rows.num_scheduled != 1)
+    return int(longer[0]) if len(longer) else len(rows.rows)
+
+
+def _int64(values: NDArray[np.integer]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))

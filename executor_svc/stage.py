@@ -1,0 +1,130 @@
+"""The executor: applies plans to its rows, runs the forward pass, gives tokens or logits.
+
+Holds weights and KV cache; knows no text, no client, and no reason why a row is there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from executor_svc.kv_cache import KvCache
+from executor_svc.models.model import Model
+from executor_svc.rows import PromptSpan, RowTable
+from sampler_svc.sampling import RowSampler, prompt_logprobs
+from stages.columns import Int32Array, f32_bytes, i32, i32_bytes
+from stages.config import ServerConfig
+from stages.messages import (
+    BeginEpoch,
+    ExecuteStep,
+    Message,
+    StepLogits,
+    StepPromptLogprobs,
+    StepTokens,
+)
+
+
+class ExecutorStage:
+    """Placement `device`: samples right behind the logits and publishes `StepTokens`.
+
+    Placement `process`: publishes `StepLogits`; the sampler answers with `StepTokens`, and no next
+    step starts before them, because it needs the tokens as its input.
+    """
+
+    def __init__(self, config: ServerConfig, model: Model, kv_cache: KvCache) -> None:
+        self._config = config
+        self._model = model
+        self._kv_cache = kv_cache
+        self._vocab_size = config.facts.vocab_size
+        self._samples_here = config.sampling_placement == "device"
+        self._num_steps = 0
+        self._num_tokens = 0
+        self._waiting: deque[ExecuteStep] = deque()
+        self._awaits_tokens = False
+        self._rows, self._sampler = self._make_rows()
+
+    def begin_epoch(self, message: BeginEpoch) -> None:
+        """Free every row; the KV cache keeps its content, which the scheduler may still use."""
+        self._waiting.clear()
+        self._awaits_tokens = False
+        self._rows, self._sampler = self._make_rows()
+
+    def handle(self, messages: Sequence[Message], now_ns: int) -> list[Message]:
+        """Run the steps that can run; see `Stage.handle`."""
+        said: list[Message] = []
+        for message in messages:
+            if isinstance(message, ExecuteStep):
+                self._waiting.append(message)
+            elif isinstance(message, StepTokens) and not self._samples_here:
+                self._rows.set_last_tokens(i32(message.rows), i32(message.token_ids))
+                self._awaits_tokens = False
+            while self._waiting and not self._awaits_tokens:
+                said += self._execute(self._waiting.popleft())
+        return said
+
+    def progress(self) -> int:
+        """Steps done."""
+        return self._num_steps
+
+    def queue_len(self) -> int:
+        """Steps that wait for tokens of the one before."""
+        return len(self._waiting)
+
+    def stats(self) -> dict[str, float]:
+        """See `Stage.stats`."""
+        return {
+            "executor_steps_total": self._num_steps,
+            "executor_tokens_total": self._num_tokens,
+        }
+
+    def _make_rows(self) -> tuple[RowTable, RowSampler]:
+        config = self._config
+        rows = RowTable(config.max_num_seqs, config.max_model_len, self._kv_cache.block_size)
+        return rows, RowSampler(config.max_num_seqs, self._vocab_size, "cpu")
+
+    @torch.inference_mode()
+    def _execute(self, step: ExecuteStep) -> list[Message]:
+        inputs = self._rows.apply(step)
+        logits = self._model.forward(inputs.batch, self._kv_cache)
+        self._num_steps += 1
+        self._num_tokens += inputs.batch.num_tokens
+        prompts = [_prompt_record(step.step_id, span, logits) for span in inputs.prompt_spans]
+        to_sample = logits[: len(inputs.sampled_rows)]
+        if self._samples_here:
+            return [*prompts, *self._sample(step, inputs.sampled_rows, to_sample)]
+        self._awaits_tokens = True
+        rows, data = i32_bytes(inputs.sampled_rows), to_sample.numpy().tobytes()
+        return [*prompts, StepLogits(step.step_id, rows, self._vocab_size, data)]
+
+    def _sample(self, step: ExecuteStep, rows: Int32Array, logits: Tensor) -> list[Message]:
+        self._sampler.release(i32(step.released_rows))
+        for new in step.new_rows:
+            self._sampler.admit(new)
+        sampled = self._sampler.sample(logits, rows)
+        token_ids = sampled.token_ids.numpy().astype(np.int32)
+        self._rows.set_last_tokens(rows, token_ids)
+        tokens = StepTokens(step.step_id, i32_bytes(rows), i32_bytes(token_ids))
+        if sampled.logprobs is None:
+            return [tokens]
+        return [sampled.logprobs.to_message(step.step_id), tokens]
+
+
+def _prompt_record(step_id: int, span: PromptSpan, logits: Tensor) -> StepPromptLogprobs:
+    count = len(span.next_token_ids)
+    next_token_ids = torch.from_numpy(span.next_token_ids.astype(np.int64))
+    own = logits[span.first_logit : span.first_logit + count]
+    columns = prompt_logprobs(own, next_token_ids, span.num_top)
+    return StepPromptLogprobs(
+        step_id=step_id,
+        row=span.row,
+        start=span.start,
+        logprobs=f32_bytes(columns.logprobs.numpy()),
+        ranks=i32_bytes(columns.ranks.numpy()),
+        num_top=columns.top_ids.shape[1],
+        top_ids=i32_bytes(columns.top_ids.numpy().ravel()),
+        top_logprobs=f32_bytes(columns.top_logprobs.numpy().ravel()),
+    )

@@ -1,0 +1,47 @@
+"""Placement `process`: samples on the host from the logits that came through the ring.
+
+The only part of the sampler stage that needs torch; imported when the placement asks for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampler_svc.sampling import RowSampler
+from stages.columns import Int32Array, f32, i32, i32_bytes
+from stages.messages import NewRow, StepLogits, StepLogprobs, StepTokens
+
+
+class HostSampler:
+    """A `RowSampler` that speaks in messages."""
+
+    def __init__(self, num_rows: int, vocab_size: int) -> None:
+        self._sampler = RowSampler(num_rows, vocab_size, "cpu")
+
+    def admit(self, new_row: NewRow) -> None:
+        """Take a request into a free row."""
+        self._sampler.admit(new_row)
+
+    def release(self, rows: Int32Array) -> None:
+        """Forget the requests in these rows."""
+        self._sampler.release(rows)
+
+    @torch.inference_mode()
+    def sample(self, record: StepLogits) -> tuple[StepTokens, StepLogprobs | None]:
+        """Draw the tokens of a step."""
+        logits = _as_tensor(f32(record.logits).reshape(-1, record.vocab_size))
+        sampled = self._sampler.sample(logits, i32(record.rows))
+        tokens = StepTokens(record.step_id, record.rows, i32_bytes(sampled.token_ids.numpy()))
+        logprobs = sampled.logprobs
+        return tokens, logprobs.to_message(record.step_id) if logprobs is not None else None
+
+
+def _as_tensor(logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
+    with warnings.catch_warnings():
+        # The bytes are read-only, which torch cannot express; the sampler never writes to logits.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(logits)

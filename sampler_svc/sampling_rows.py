@@ -1,0 +1,243 @@
+"""The sampling parameters of all rows as columns, and what one set of rows needs of them.
+
+Lives on the host; `SamplingBatch` carries to the device what does not change while the rows stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sampler_svc.noise import seed_bits
+from sampler_svc.penalties import PenaltyRows
+from stages.columns import FloatArray, Int32Array, f32, i32
+from stages.messages import NewRow, SamplingParams
+
+NO_SLOT = -1
+_GREEDY_BELOW = 1e-5  # a smaller temperature overflows the logits and changes nothing
+
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DrawGroup:
+    """Random rows that are drawn in the same way.
+
+    index: int64 [g], their places among the random rows, None for all of them. top_k: int64 [g, 1]
+    or None; top_p: float64 [g, 1] or None; max_top_k: the largest of `top_k`.
+    """
+
+    index: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
+    max_top_k: int
+
+
+@dataclass(frozen=True)
+class RandomRows:
+    """The rows of a batch that are not greedy.
+
+    index: int64 [r], their places in the batch, None for all of it; rows: int64 [r] on the host.
+    temperatures: float32 [r, 1]; min_p: float32 [r, 1] or None.
+    """
+
+    index: Tensor | None
+    rows: Int64Array
+    temperatures: Tensor
+    min_p: Tensor | None
+    groups: list[DrawGroup]
+
+
+@dataclass(frozen=True)
+class TokenBias:
+    """Logit biases of a batch as parallel columns: index (place in the batch), id, value."""
+
+    index: Tensor
+    ids: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class MinTokens:
+    """Stop tokens that must not come yet, as parallel host columns [n].
+
+    `ids[i]` is banned from `rows[i]`, at place `index[i]` of the batch, until it has `until[i]`
+    outputs.
+    """
+
+    index: Int64Array
+    rows: Int64Array
+    ids: Int64Array
+    until: Int64Array
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """What sampling one set of rows needs; None where no row has the feature.
+
+    with_logprobs: places of rows that want log-probabilities; num_top: how many alternatives.
+    """
+
+    rows: Int32Array
+    random: RandomRows | None
+    penalties: PenaltyRows | None
+    bias: TokenBias | None
+    min_tokens: MinTokens | None
+    with_logprobs: Int64Array
+    num_top: Int32Array
+
+
+class SamplingRows:
+    """Struct-of-arrays over rows; a row's entries are those of the request admitted last."""
+
+    def __init__(self, max_num_rows: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self.seeds = np.zeros(max_num_rows, dtype=np.uint64)
+        self.num_output = np.zeros(max_num_rows, dtype=np.int64)
+        self.penalty_slots = np.full(max_num_rows, NO_SLOT, dtype=np.int64)
+        self._temperature = np.zeros(max_num_rows, dtype=np.float32)
+        self._min_p = np.zeros(max_num_rows, dtype=np.float32)
+        self._top_k = np.zeros(max_num_rows, dtype=np.int64)
+        self._top_p = np.ones(max_num_rows, dtype=np.float64)
+        self._penalties = np.zeros((max_num_rows, 3), dtype=np.float32)
+        self._num_logprobs = np.full(max_num_rows, -1, dtype=np.int32)
+        self._min_tokens = np.zeros(max_num_rows, dtype=np.int64)
+        self._banned_ids: dict[int, Int32Array] = {}
+        self._bias: dict[int, tuple[Int32Array, FloatArray]] = {}
+
+    def admit(self, new_row: NewRow) -> None:
+        """Fill a row's entries; its penalty slot stays as it is."""
+        row, params = new_row.row, new_row.params
+        self.seeds[row] = seed_bits(params.seed)
+        self.num_output[row] = len(new_row.token_ids) // 4 - new_row.num_prompt_tokens
+        self._temperature[row] = params.temperature
+        self._min_p[row] = params.min_p
+        self._top_k[row] = params.top_k if 0 < params.top_k < self._vocab_size else 0
+        self._top_p[row] = params.top_p
+        self._penalties[row] = _penalties(params)
+        self._num_logprobs[row] = min(params.logprobs, self._vocab_size)
+        self._min_tokens[row] = params.min_tokens
+        self._admit_id_columns(row, params)
+
+    def _admit_id_columns(self, row: int, params: SamplingParams) -> None:
+        self._banned_ids.pop(row, None)
+        self._bias.pop(row, None)
+        if params.min_tokens and params.stop_token_ids:
+            ids = i32(params.stop_token_ids)
+            self._banned_ids[row] = ids[self._is_known(ids)]
+        if params.logit_bias_ids:
+            ids, values = i32(params.logit_bias_ids), f32(params.logit_bias_values)
+            is_known = self._is_known(ids)
+            self._bias[row] = (ids[is_known], values[is_known])
+
+    def _is_known(self, ids: Int32Array) -> NDArray[np.bool_]:
+        """An id that the model does not have must fail nobody: it is left out."""
+        return (ids >= 0) & (ids < self._vocab_size)
+
+    # ── what a set of rows needs ─────────────────────────────────────────────────────────────
+
+    def batch(self, rows: Int32Array, device: torch.device) -> SamplingBatch:
+        """Gather what the rows int32 [m] need, with the tensors on `device`."""
+        with_logprobs = np.flatnonzero(self._num_logprobs[rows] >= 0)
+        return SamplingBatch(
+            rows=rows.copy(),
+            random=self._random_rows(rows, device),
+            penalties=self._penalty_rows(rows, device),
+            bias=self._token_bias(rows, device),
+            min_tokens=self._min_tokens_of(rows),
+            with_logprobs=with_logprobs,
+            num_top=self._num_logprobs[rows[with_logprobs]],
+        )
+
+    def _random_rows(self, rows: Int32Array, device: torch.device) -> RandomRows | None:
+        index = np.flatnonzero(self._temperature[rows] >= _GREEDY_BELOW)
+        if not len(index):
+            return None
+        random = rows[index].astype(np.int64)
+        min_p = self._min_p[random]
+        return RandomRows(
+            index=None if len(index) == len(rows) else _to(index, device),
+            rows=random,
+            temperatures=_column(self._temperature[random], device),
+            min_p=_column(min_p, device) if min_p.any() else None,
+            groups=self._draw_groups(random, device),
+        )
+
+    def _draw_groups(self, random: Int64Array, device: torch.device) -> list[DrawGroup]:
+        has_top_k = self._top_k[random] > 0
+        has_top_p = self._top_p[random] < 1.0
+        groups = []
+        for members in (has_top_k, ~has_top_k & has_top_p, ~has_top_k & ~has_top_p):
+            index = np.flatnonzero(members)
+            if not len(index):
+                continue
+            top_k, top_p = self._top_k[random[index]], self._top_p[random[index]]
+            groups.append(
+                DrawGroup(
+                    index=None if len(index) == len(random) else _to(index, device),
+                    top_k=_column(top_k, device) if top_k.any() else None,
+                    top_p=_column(top_p, device) if (top_p < 1.0).any() else None,
+                    max_top_k=int(top_k.max()),
+                )
+            )
+        return groups
+
+    def _penalty_rows(self, rows: Int32Array, device: torch.device) -> PenaltyRows | None:
+        index = np.flatnonzero(self.penalty_slots[rows] != NO_SLOT)
+        if not len(index):
+            return None
+        repetition, frequency, presence = self._penalties[rows[index]].T
+        return PenaltyRows(
+            index=_to(index, device),
+            slots=_to(self.penalty_slots[rows[index]], device),
+            repetition=_column(repetition, device),
+            frequency=_column(frequency, device),
+            presence=_column(presence, device),
+        )
+
+    def _token_bias(self, rows: Int32Array, device: torch.device) -> TokenBias | None:
+        entries = [
+            (i, *self._bias[row]) for i, row in enumerate(rows.tolist()) if row in self._bias
+        ]
+        if not entries:
+            return None
+        return TokenBias(
+            index=_to(np.concatenate([np.full(len(ids), i) for i, ids, _ in entries]), device),
+            ids=_to(np.concatenate([ids for _, ids, _ in entries]).astype(np.int64), device),
+            values=_to(np.concatenate([values for _, _, values in entries]), device),
+        )
+
+    def _min_tokens_of(self, rows: Int32Array) -> MinTokens | None:
+        is_young = self.num_output[rows] < self._min_tokens[rows]
+        places = [i for i in np.flatnonzero(is_young).tolist() if int(rows[i]) in self._banned_ids]
+        if not places:
+            return None
+        ids = [self._banned_ids[int(rows[i])] for i in places]
+        index = np.repeat(np.array(places, dtype=np.int64), [len(column) for column in ids])
+        return MinTokens(
+            index=index,
+            rows=rows[index].astype(np.int64),
+            ids=np.concatenate(ids).astype(np.int64),
+            until=self._min_tokens[rows[index]],
+        )
+
+
+def uses_penalties(params: SamplingParams) -> bool:
+    """Whether a request needs token counts."""
+    return _penalties(params) != (1.0, 0.0, 0.0)
+
+
+def _penalties(params: SamplingParams) -> tuple[float, float, float]:
+    return params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+
+
+def _to(column: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.tensor(column, device=device)
+
+
+def _column(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None]

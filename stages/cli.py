@@ -1,0 +1,124 @@
+"""The command `headrace`. Imports nothing heavy: `headrace --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from stages import __version__
+from stages.errors import HeadraceError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn errors into one line and an exit code."""
+    namespace = make_parser().parse_args(arguments)
+    command: Command = namespace.command
+    try:
+        return command(namespace)
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Declare every subcommand."""
+    from stages.settings import add_serve_arguments
+    from stages.topology import STAGES
+
+    parser = argparse.ArgumentParser(prog="headrace", description="LLM inference server")
+    parser.add_argument("--version", action="version", version=f"headrace {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a model over the OpenAI API")
+    add_serve_arguments(serve)
+    serve.set_defaults(command=_serve)
+
+    status = commands.add_parser("status", help="show the stages of a running group")
+    status.add_argument("--port", type=int, default=8000, help="port of the group")
+    status.add_argument("--run-dir", help="its run directory, if it was given one")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(command=_status)
+
+    replay = commands.add_parser("replay", help="feed a recording to a stage and compare")
+    replay.add_argument("stage", choices=list(STAGES))
+    replay.add_argument("file")
+    replay.set_defaults(command=_replay)
+
+    make_model = commands.add_parser("make-model", help="write a model with random weights")
+    make_model.add_argument("--shape", required=True, help="such as qwen3-0.6b or tiny-qwen3")
+    make_model.add_argument("--out", required=True, metavar="DIR")
+    make_model.add_argument("--dtype", default="bfloat16")
+    make_model.add_argument("--vocab-size", type=int, default=None)
+    make_model.add_argument("--seed", type=int, default=0)
+    make_model.set_defaults(command=_make_model)
+
+    evaluate = commands.add_parser("eval-embedded", help="print the embedded model's accuracy")
+    evaluate.add_argument("--questions", type=int, default=200, help="how many of each kind")
+    evaluate.add_argument("--url", help="a server to ask (default: start one)")
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
+    evaluate.set_defaults(command=_eval_embedded)
+    return parser
+
+
+def _serve(namespace: argparse.Namespace) -> int:
+    from stages.serve import serve
+
+    return serve({name: value for name, value in vars(namespace).items() if name != "command"})
+
+
+def _status(namespace: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    import msgspec
+
+    from stages.run_dir import default_run_dir
+    from stages.status import ask_status, format_status
+
+    run_dir = Path(namespace.run_dir) if namespace.run_dir else default_run_dir(namespace.port)
+    status = ask_status(run_dir)
+    print(msgspec.json.encode(status).decode() if namespace.json else format_status(status))
+    return 0
+
+
+def _replay(namespace: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from stages.launch import load
+    from stages.replay import replay
+    from stages.topology import STAGES
+
+    result = replay(namespace.stage, Path(namespace.file), load(STAGES[namespace.stage].core))
+    print(
+        f"{namespace.stage}: {result.num_frames} frames, {result.num_inbound} messages in, "
+        f"{result.num_outbound} out: all equal"
+    )
+    return 0
+
+
+def _make_model(namespace: argparse.Namespace) -> int:
+    from stages.launch import load
+
+    make_model = load("executor_svc.make_model:make_model")
+    make_model(
+        namespace.shape,
+        namespace.out,
+        dtype=namespace.dtype,
+        vocab_size=namespace.vocab_size,
+        seed=namespace.seed,
+    )
+    return 0
+
+
+def _eval_embedded(namespace: argparse.Namespace) -> int:
+    from stages.eval_embedded import eval_embedded
+
+    return eval_embedded(namespace.questions, namespace.url, namespace.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

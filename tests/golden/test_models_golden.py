@@ -1,0 +1,206 @@
+"""Greedy tokens of tiny models of every family, equal to transformers' `generate`, however the
+work is cut into steps: alone, all together, or in chunks beside decode rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from executor_svc.batch import ForwardBatch, Span
+from executor_svc.kv_cache import allocate_kv_cache
+from executor_svc.model_config import load_model_config
+from executor_svc.models.model import Model
+from executor_svc.models.registry import load_model
+from executor_svc.ops.cpu import CpuOps
+from executor_svc.ops.reference import ReferenceOps
+from tests.golden.tiny_models import FAMILIES, MODEL_VOCAB_SIZE, NATIVE_FAMILIES, build_tiny_model
+
+PROMPT_LENGTHS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 128, 200, 257, 400, 700)
+MAX_TOKENS = 64
+BLOCK_SIZE = 16
+LOGITS_PROMPT = 14  # 100 tokens: longer than every window
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A family's folder and, for each prompt, the tokens that transformers generates.
+
+    `logits` [vocab] are those behind the last token of prompt LOGITS_PROMPT: a soft cap on
+    them, for one, never changes which is the highest.
+    """
+
+    folder: Path
+    prompts: list[list[int]]
+    expected: list[list[int]]
+    logits: Tensor
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Golden]:
+    """Golden tokens by family, generated once a session."""
+    root = tmp_path_factory.mktemp("tiny_models")
+    made: dict[str, Golden] = {}
+
+    def make(family: str) -> Golden:
+        if family not in made:
+            made[family] = _generate(build_tiny_model(family, root))
+        return made[family]
+
+    return make
+
+
+def _generate(folder: Path) -> Golden:
+    from transformers import AutoModelForCausalLM
+
+    generator = torch.Generator().manual_seed(1)
+    prompts = [
+        torch.randint(MODEL_VOCAB_SIZE, (length,), generator=generator).tolist()
+        for length in PROMPT_LENGTHS
+    ]
+    # Gemma 2's soft cap exists in transformers' eager attention only.
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    network.generation_config.eos_token_id = None  # all 64 tokens, whatever they are
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = network.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False
+        )
+        expected.append(out[0, len(prompt) :].tolist())
+    logits = network(torch.tensor([prompts[LOGITS_PROMPT]])).logits[0, -1]
+    return Golden(folder, prompts, expected, logits)
+
+
+@dataclass
+class _Sequence:
+    tokens: list[int]
+    block_ids: list[int]
+    num_computed: int = 0
+    output: list[int] = field(default_factory=list)
+
+    def next_span(self, chunk_size: int) -> Span:
+        end = min(len(self.tokens), self.num_computed + chunk_size)
+        return Span(self.tokens[self.num_computed : end], self.num_computed, self.block_ids)
+
+
+class GreedyDriver:
+    """The least that can drive a model: a shuffled free list and one span a sequence a step."""
+
+    def __init__(self, model: Model, num_blocks: int) -> None:
+        self._model = model
+        self._cache = allocate_kv_cache(model.kv_spec, num_blocks, BLOCK_SIZE)
+        for layer in self._cache.layers:  # what was never written must never count
+            layer.key.fill_(float("nan"))
+            layer.value.fill_(float("nan"))
+        generator = torch.Generator().manual_seed(2)
+        self._free = (1 + torch.randperm(num_blocks - 1, generator=generator)).tolist()
+
+    def run(self, prompts: Sequence[list[int]], chunk_size: int) -> list[list[int]]:
+        sequences = [_Sequence([*prompt], self._take_blocks(prompt)) for prompt in prompts]
+        while running := [s for s in sequences if len(s.output) < MAX_TOKENS]:
+            self._step(running, chunk_size)
+        for sequence in sequences:
+            self._free += sequence.block_ids
+        return [sequence.output for sequence in sequences]
+
+    def _take_blocks(self, prompt: list[int]) -> list[int]:
+        return [self._free.pop(0) for _ in range(-(-(len(prompt) + MAX_TOKENS) // BLOCK_SIZE))]
+
+    def _step(self, running: list[_Sequence], chunk_size: int) -> None:
+        work = [(sequence, sequence.next_span(chunk_size)) for sequence in running]
+        work.sort(key=lambda item: len(item[1].token_ids) != 1)  # decode rows come first
+        batch = ForwardBatch.from_spans([span for _, span in work], BLOCK_SIZE)
+        ends = [span.start + len(span.token_ids) == len(sequence.tokens) for sequence, span in work]
+        wanted = batch.logits_indices[torch.tensor(ends)]
+        logits = self._model.forward(replace(batch, logits_indices=wanted), self._cache)
+        assert logits.shape == (sum(ends), MODEL_VOCAB_SIZE)
+        chosen = iter(logits.argmax(-1).tolist())
+        for (sequence, span), is_end in zip(work, ends, strict=True):
+            sequence.num_computed += len(span.token_ids)
+            if is_end:
+                sequence.output.append(next(chosen))
+                sequence.tokens.append(sequence.output[-1])
+
+
+def _load(folder: Path, dtype: str = "auto") -> Model:
+    return load_model(folder, load_model_config(folder), dtype, CpuOps())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_alone(family: str, golden: Callable[[str], Golden]) -> None:
+    case = golden(family)
+    driver = GreedyDriver(_load(case.folder), num_blocks=50)
+    outputs = [driver.run([prompt], chunk_size=1024)[0] for prompt in case.prompts]
+    assert outputs == case.expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_together(family: str, golden: Callable[[str], Golden]) -> None:
+    case = golden(family)
+    driver = GreedyDriver(_load(case.folder), num_blocks=256)
+    assert driver.run(case.prompts, chunk_size=1024) == case.expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_beside_decode(family: str, golden: Callable[[str], Golden]) -> None:
+    case = golden(family)
+    driver = GreedyDriver(_load(case.folder), num_blocks=256)
+    assert driver.run(case.prompts, chunk_size=16) == case.expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits(family: str, golden: Callable[[str], Golden]) -> None:
+    case = golden(family)
+    prompt = case.prompts[LOGITS_PROMPT]
+    batch = ForwardBatch.from_spans([Span(prompt, 0, [5, 2, 7, 1, 4, 3, 6])], BLOCK_SIZE)
+    model = _load(case.folder)
+    logits = model.forward(batch, allocate_kv_cache(model.kv_spec, 8, BLOCK_SIZE))
+    torch.testing.assert_close(logits[0], case.logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", NATIVE_FAMILIES)
+def test_reference_operators_agree(family: str, golden: Callable[[str], Golden]) -> None:
+    """Both backends compute one model: the same logits for a ragged batch."""
+    case = golden(family)
+    config = load_model_config(case.folder)
+    batch = ForwardBatch.from_spans([Span(case.prompts[10], 0, [3, 1, 4]),
+                                     Span(case.prompts[6], 0, [2])], BLOCK_SIZE)  # fmt: skip
+    logits: list[Tensor] = []
+    for ops in (ReferenceOps(), CpuOps()):
+        model = load_model(case.folder, config, "float32", ops)
+        cache = allocate_kv_cache(model.kv_spec, 5, BLOCK_SIZE)
+        logits.append(model.forward(batch, cache))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_close(
+    family: str, dtype: str, golden: Callable[[str], Golden]
+) -> None:
+    case = golden(family)
+    span = Span(case.prompts[9], 0, [1, 2])
+    batch = ForwardBatch.from_spans([span], BLOCK_SIZE)
+    full, half = _load(case.folder), _load(case.folder, dtype)
+    expected, actual = (
+        model.forward(batch, allocate_kv_cache(model.kv_spec, 3, BLOCK_SIZE))
+        for model in (full, half)
+    )
+    assert half.kv_spec.dtype == getattr(torch, dtype)
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() < 0.1 * expected.norm()
