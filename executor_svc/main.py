@@ -36,6 +36,9 @@ from stages.runner import Runner, Wiring
 from stages.stage import Stage
 from stages.topology import LOGITS_RING, TOKEN_RING
 
+# Weights that stay in the caches of one core.
+SMALL_MODEL_BYTES = 32 * 2**20
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,10 +61,11 @@ def main(context: StageContext) -> None:
         vocab_size=config.facts.vocab_size,
         incarnation=context.incarnation,
     )
-    Runner(context, core, _wiring(config)).run(facts)
+    Runner(context, core, wiring(config)).run(facts)
 
 
-def _wiring(config: ServerConfig) -> Wiring:
+def wiring(config: ServerConfig) -> Wiring:
+    """Where tokens or logits go."""
     # One record a turn: the tokens of a step leave before the next step begins.
     ring = TOKEN_RING if config.sampling_placement == "device" else LOGITS_RING
     kinds = (StepTokens, StepLogprobs, StepPromptLogprobs, StepLogits)
@@ -69,8 +73,8 @@ def _wiring(config: ServerConfig) -> Wiring:
 
 
 def _load(config: ServerConfig) -> tuple[Model, KvCache]:
-    torch.set_num_threads(config.cpu_threads or len(os.sched_getaffinity(0)))
     folder = Path(config.model)
+    torch.set_num_threads(config.cpu_threads or _auto_threads(folder))
     started = time.monotonic()
     before = measure_host_memory().available
     model = load_model(folder, load_model_config(folder), _dtype(config), CpuOps())
@@ -79,6 +83,14 @@ def _load(config: ServerConfig) -> tuple[Model, KvCache]:
     taken = max(0, before - measure_host_memory().available)
     logger.info("Model loading took %.4f GiB memory and %.6f seconds", taken / GIB, seconds)
     return model, _make_kv_cache(config, model.kv_spec)
+
+
+def _auto_threads(folder: Path) -> int:
+    """All cores, but one for a small model: there, waking a second thread costs more than it does,
+    and the other stages have use for the core.
+    """
+    num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return 1 if num_bytes < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
 
 
 def _dtype(config: ServerConfig) -> str:

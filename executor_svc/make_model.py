@@ -6,11 +6,9 @@ the same command gives the same folder on every machine.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from executor_svc.make_tokenizer import (
     write_tokenizer,
 )
 from executor_svc.model_shapes import SHAPES, ConfigDict, head_dim
-from stages.errors import ConfigError, HeadraceError
+from stages.errors import ConfigError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -121,27 +119,30 @@ def _split(
 
 def make_model(
     shape: str,
-    folder: Path,
+    out: str | Path,
     *,
-    vocab_size: int = 0,
+    vocab_size: int | None = None,
     tokenizer_vocab_size: int = TOKENIZER_VOCAB_SIZE,
     dtype: str = "bfloat16",
     seed: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a model folder. `vocab_size` 0 keeps the shape's own.
+    """Write a model folder; `vocab_size` None keeps the shape's own.
 
     The tokenizer has at most `tokenizer_vocab_size` entries; the embedding pads it up, as in
-    published models. Raises ConfigError for an unknown shape, a vocabulary too small for
+    published models. Raises ConfigError for an unknown shape or dtype, a vocabulary too small for
     bytes, or a folder that holds something.
     """
     config = SHAPES.get(shape)
     if config is None:
         raise ConfigError(f"--shape {shape} is not known; there are {', '.join(SHAPES)}")
-    vocab_size = vocab_size or config["vocab_size"]
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype} is not known; there are {', '.join(DTYPES)}")
+    vocab_size = vocab_size or int(config["vocab_size"])
     num_entries = min(vocab_size, tokenizer_vocab_size)
     if num_entries < MIN_VOCAB_SIZE:
         raise ConfigError(f"--vocab-size must be at least {MIN_VOCAB_SIZE}: the bytes and 3 more")
+    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ConfigError(f"--out {folder} is not empty: give a new folder")
@@ -163,42 +164,3 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `headrace make-model`."""
-    parser.add_argument("--shape", required=True, choices=SHAPES, help="which model")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--vocab-size", default=0, type=int, help="default: the shape's own")
-    parser.add_argument(
-        "--tokenizer-vocab-size",
-        default=TOKENIZER_VOCAB_SIZE,
-        type=int,
-        help="entries to train; the embedding pads them up (default %(default)s)",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Do what the flags say."""
-    make_model(
-        args.shape,
-        args.out,
-        vocab_size=args.vocab_size,
-        tokenizer_vocab_size=args.tokenizer_vocab_size,
-        dtype=args.dtype,
-        seed=args.seed,
-    )
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `headrace make-model`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="headrace make-model", description=__doc__)
-    add_arguments(parser)
-    try:
-        run(parser.parse_args(argv))
-    except HeadraceError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0

@@ -167,10 +167,10 @@ def _read_json(path: Path, *, required: bool) -> ConfigFields:
 
 def _refuse_quantized(top: ConfigFields) -> None:
     if top.find("quantization_config") is not None:
-        raise top.error(
-            "quantization_config", "names a quantized checkpoint, which is not supported: use "
-            "the float32, bfloat16 or float16 release of the model"
-        )  # fmt: skip
+        raise ModelLoadError(
+            f"{top.source}: 'quantization_config' names a quantized checkpoint, which is not "
+            "supported; use the float32, bfloat16 or float16 release of the model"
+        )
 
 
 def _architecture(top: ConfigFields) -> str:

@@ -121,11 +121,11 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        files = set(json.loads(index.read_bytes())["weight_map"].values())
+        # A name is used as a path: keep it inside the folder.
+        shards = sorted(index.parent / Path(name).name for name in files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError(f"{index} has no valid 'weight_map'; download it again") from error
-    # A name is used as a path: keep it inside the folder.
-    shards = [index.parent / Path(name).name for name in names]
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise ModelLoadError(f"{index} names missing files {', '.join(missing)}; download them")

@@ -5,16 +5,19 @@ The core sends `Delta` instead of `TextOutputs` and `OutputLogprobs`: one piece 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import msgspec
 
+from stages.columns import i8, i32, u64
 from stages.messages import (
     Detokenized,
     Message,
     PromptLogprobs,
     RequestRejected,
     RequestStarted,
+    TextOutputs,
     Tokenized,
     TokenLogprob,
 )
@@ -44,6 +47,21 @@ Delivery: TypeAlias = (
     RequestStarted | PromptLogprobs | Delta | RequestRejected | Tokenized | Detokenized
 )
 DELIVERY_TYPES = (RequestStarted, PromptLogprobs, Delta, RequestRejected, Tokenized, Detokenized)
+
+
+def split(message: TextOutputs) -> Iterator[Delta]:
+    """Give each request of a step its own delta, in the step's order; logprobs are not set."""
+    request_ids = u64(message.request_ids).tolist()
+    ends = (4 * i32(message.num_tokens).cumsum()).tolist()
+    finish_reasons = i8(message.finish_reasons).tolist()
+    stop_reasons = iter(message.stop_reasons)
+    start = 0
+    for request_id, end, text, finish_reason in zip(
+        request_ids, ends, message.deltas, finish_reasons, strict=True
+    ):
+        stop_reason = next(stop_reasons) if finish_reason else None
+        yield Delta(request_id, message.token_ids[start:end], text, finish_reason, stop_reason)
+        start = end
 
 
 def is_terminal(delivery: Delivery) -> bool:

@@ -29,7 +29,9 @@ from stages.recorder import maybe_recorded
 from stages.stage import Stage
 from stages.topology import TOKENIZER
 
-TO_STAGE = {kind: TOKENIZER for kind in (Generate, AbortRequest, Tokenize, Detokenize)}
+TO_STAGE: dict[type[Message], str] = dict.fromkeys(
+    (Generate, AbortRequest, Tokenize, Detokenize), TOKENIZER
+)
 # Once drained there is nothing left to wait for but the last bytes of an answer.
 SHUTDOWN_TIMEOUT_S = 2.0
 

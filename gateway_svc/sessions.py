@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from gateway_svc.deliveries import Delta
-from stages.columns import i8, i32, u64
+from gateway_svc.deliveries import Delta, split
 from stages.config import ServerConfig
 from stages.errors import RequestError
 from stages.messages import (
@@ -242,20 +241,9 @@ class GatewayStage:
         if message.epoch != self.epoch:
             self._num_dropped += 1
             return
-        request_ids = u64(message.request_ids).tolist()
-        ends = (4 * i32(message.num_tokens).cumsum()).tolist()
-        finish_reasons = i8(message.finish_reasons).tolist()
-        stop_reasons = iter(message.stop_reasons)
-        start = 0
-        for request_id, end, text, finish_reason in zip(
-            request_ids, ends, message.deltas, finish_reasons, strict=True
-        ):
-            token_ids = message.token_ids[start:end]
-            start = end
-            stop_reason = next(stop_reasons) if finish_reason else None
-            session = self._answered_session(request_id, message.epoch)
+        for delta in split(message):
+            session = self._answered_session(delta.request_id, message.epoch)
             if session is not None:
-                delta = Delta(request_id, token_ids, text, finish_reason, stop_reason)
                 self._extend(session, delta, out)
 
     def _extend(self, session: Session, delta: Delta, out: list[Message]) -> None:

@@ -22,6 +22,7 @@ from stages.errors import ConfigError
 _PROMPT_TAIL = 8
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _METASPACE = "\u2581"
+_REPLACEMENT = "\ufffd"
 
 
 class TextStream(Protocol):
@@ -93,9 +94,12 @@ class Detokenizer:
         return known
 
     def _prompt_tail(self, token_ids: Int32Array, skip_special_tokens: bool) -> list[int]:
-        """The last few ids, more where these have no text."""
+        """The last few ids; more where these have no text or begin inside a character."""
         length = _PROMPT_TAIL
-        while length < len(token_ids) and not self.decode(token_ids[-length:], skip_special_tokens):
+        while length < len(token_ids):
+            text = self.decode(token_ids[-length:], skip_special_tokens)
+            if text and not text.startswith(_REPLACEMENT):
+                break
             length *= 2
         tail: list[int] = token_ids[-length:].tolist()
         return tail

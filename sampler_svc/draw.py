@@ -89,7 +89,10 @@ def _likeliest(weights: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
     vocab_size = weights.shape[-1]
     reversed_ids = torch.arange(vocab_size - 1, -1, -1, device=weights.device)
     keys = (weights * _NUM_IDS).add_(reversed_ids)
-    keys = keys.topk(min(num_candidates, vocab_size), dim=-1).values
+    if num_candidates < vocab_size:
+        keys = keys.topk(num_candidates, dim=-1).values
+    else:
+        keys = keys.sort(dim=-1, descending=True).values
     return keys // _NUM_IDS, vocab_size - 1 - keys % _NUM_IDS
 
 

@@ -107,8 +107,7 @@ class RowSampler:
         if batch.min_tokens is not None:
             self._ban(logits, batch.min_tokens)
         if batch.penalties is not None:
-            index = batch.penalties.index
-            logits[index] = self._counts.penalize(logits[index], batch.penalties)
+            self._counts.penalize(logits, batch.penalties)
         return logits
 
     def _ban(self, logits: Tensor, ban: MinTokens) -> None:

@@ -193,7 +193,7 @@ class SamplingRows:
         repetition, frequency, presence = self._penalties[rows[index]].T
         return PenaltyRows(
             index=_to(index, device),
-            slots=_to(self.penalty_slots[rows[index]], device),
+            slots=self.penalty_slots[rows[index]],
             repetition=_column(repetition, device),
             frequency=_column(frequency, device),
             presence=_column(presence, device),

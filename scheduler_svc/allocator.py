@@ -12,7 +12,7 @@ from scheduler_svc.block_pool import BlockPool
 from scheduler_svc.counters import Counters
 from scheduler_svc.prefix_cache import PrefixCache, extend_block_keys
 from scheduler_svc.request import Request
-from scheduler_svc.rows import RowTable, Status
+from scheduler_svc.rows import PREEMPTED, RowTable
 from stages.columns import Int32Array, i32_bytes
 from stages.messages import NewRow
 
@@ -71,6 +71,8 @@ class Allocator:
 
     def grow(self, rows: Int32Array) -> Int32Array:
         """Append one block to each row; there must be as many. Returns the blocks: int32 [n]."""
+        if not len(rows):  # most steps
+            return np.zeros(0, dtype=np.int32)
         block_ids = self._pool.take(len(rows))
         self._rows.append_blocks(rows, block_ids)
         return block_ids
@@ -104,7 +106,7 @@ class Allocator:
         # and the KV is written: all steps of the row have come back.
         num_tokens = int(rows.num_prompt[row] + rows.num_output[row])
         self.publish_computed(row, min(num_tokens, int(rows.num_computed[row])))
-        if rows.status[row] == Status.PREEMPTED:
+        if rows.status[row] == PREEMPTED:
             request.token_ids = rows.token_ids[row, :num_tokens].copy()
         # The tail goes first, so it is evicted first: a prefix is worth more than what follows.
         self._pool.release(rows.block_table[row, : rows.num_blocks[row]][::-1])

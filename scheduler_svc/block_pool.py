@@ -6,7 +6,6 @@ Knows block ids and reference counts; it must not know requests or tokens.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.columns import Int32Array
 

@@ -6,7 +6,7 @@ cache) and decisions (whom to plan, whom to preempt) are elsewhere.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,12 @@ from scheduler_svc.request import NO_ROW, Request
 from stages.columns import Int32Array
 from stages.finish import NO_TOKEN, finish_reasons
 
-
-class Status(IntEnum):
-    """State of a row. PREEMPTED and FINISHED rows are only marked: they wait for their release."""
-
-    FREE = 0
-    RUNNING = 1
-    PREEMPTED = 2
-    FINISHED = 3
+# Status of a row; PREEMPTED and FINISHED rows are only marked and wait for their release. Plain
+# integers, since looking up a member of an enum costs as much as comparing a whole column.
+FREE: Final = 0
+RUNNING: Final = 1
+PREEMPTED: Final = 2
+FINISHED: Final = 3
 
 
 class RowTable:
@@ -62,29 +60,25 @@ class RowTable:
 
     def first_free(self) -> int:
         """The lowest row that nobody has, or `NO_ROW`."""
-        free = np.flatnonzero(self.status == Status.FREE)
+        free = np.flatnonzero(self.status == FREE)
         return int(free[0]) if len(free) else NO_ROW
 
     def decodable(self) -> Int32Array:
         """Rows that want one more token, ascending; not those whose last is surely in flight."""
-        return _indices(
-            (self.status == Status.RUNNING) & ~self.is_prefilling & ~self._has_all_planned()
-        )
+        return _indices((self.status == RUNNING) & ~self.is_prefilling & ~self._has_all_planned())
 
     def prefilling(self) -> Int32Array:
         """Rows that have known tokens to catch up with, ascending."""
-        return _indices((self.status == Status.RUNNING) & self.is_prefilling)
+        return _indices((self.status == RUNNING) & self.is_prefilling)
 
     def ended_by(self, step_id: int) -> Int32Array:
         """Marked rows that no step after `step_id` contains, ascending."""
-        is_marked = (self.status == Status.FINISHED) | (self.status == Status.PREEMPTED)
+        is_marked = (self.status == FINISHED) | (self.status == PREEMPTED)
         return _indices(is_marked & (self.last_step <= step_id))
 
     def preemptible(self) -> Int32Array:
         """Running rows that may be victims; those about to end give their blocks anyway."""
-        return _indices(
-            (self.status == Status.RUNNING) & ~self.is_protected & ~self._has_all_planned()
-        )
+        return _indices((self.status == RUNNING) & ~self.is_protected & ~self._has_all_planned())
 
     def is_full(self, rows: Int32Array) -> NDArray[np.bool_]:
         """Which of these rows have no slot for their next token: bool [n]."""
@@ -94,17 +88,17 @@ class RowTable:
 
     def num_blocks_leaving(self) -> int:
         """Blocks of rows that go as soon as their steps in flight have come back."""
-        is_leaving = (self.status != Status.RUNNING) | self._has_all_planned()
+        is_leaving = (self.status != RUNNING) | self._has_all_planned()
         return int(self.num_blocks[is_leaving].sum())
 
     def num_growing(self) -> int:
         """Running rows that may still want blocks."""
-        is_running = self.status == Status.RUNNING
+        is_running = self.status == RUNNING
         return int(np.count_nonzero(is_running & (self.num_blocks < self.max_blocks)))
 
     def num_running(self) -> int:
         """Running rows."""
-        return int(np.count_nonzero(self.status == Status.RUNNING))
+        return int(np.count_nonzero(self.status == RUNNING))
 
     def _has_all_planned(self) -> NDArray[np.bool_]:
         return self.num_known - self.num_prompt >= self.max_tokens
@@ -117,7 +111,7 @@ class RowTable:
         request.row = row
         self.requests[row] = request
         self.request_ids[row] = request.request_id
-        self.status[row] = Status.RUNNING
+        self.status[row] = RUNNING
         self.priority[row] = request.priority
         self.arrival[row] = request.arrival
         self.is_protected[row] = request.is_protected
@@ -139,7 +133,7 @@ class RowTable:
         assert request is not None
         request.row = NO_ROW
         self.requests[row] = None
-        self.status[row] = Status.FREE
+        self.status[row] = FREE
         self.is_decoding[row] = False  # the executor learns it from `released_rows`
         self.num_blocks[row] = 0
 
@@ -168,7 +162,7 @@ class RowTable:
         Rows that have finished take none. Returns how many tokens were taken.
         """
         status = self.status[rows]
-        is_open = (status == Status.RUNNING) | (status == Status.PREEMPTED)
+        is_open = (status == RUNNING) | (status == PREEMPTED)
         rows, token_ids = rows[is_open], token_ids[is_open]
         num_output = self.num_output[rows]
         self.token_ids[rows, self.num_prompt[rows] + num_output] = token_ids
@@ -177,7 +171,7 @@ class RowTable:
         reasons = finish_reasons(
             token_ids, num_output, self.max_tokens[rows], self.stop_token_ids[rows]
         )
-        self.status[rows[reasons != 0]] = Status.FINISHED
+        self.status[rows[reasons != 0]] = FINISHED
         return len(rows)
 
     def _set_stop_token_ids(self, row: int, stop_token_ids: Int32Array) -> None:

@@ -16,7 +16,7 @@ from scheduler_svc.allocator import Allocator, KVCache
 from scheduler_svc.counters import Counters
 from scheduler_svc.policy import WaitingQueue, sort_by_rank
 from scheduler_svc.request import NO_ROW, Request
-from scheduler_svc.rows import RowTable, Status
+from scheduler_svc.rows import FINISHED, PREEMPTED, RUNNING, RowTable
 from stages.columns import Int32Array, i32, i32_bytes
 from stages.config import ServerConfig
 from stages.messages import ExecuteStep, NewRow, StepTokens
@@ -103,8 +103,8 @@ class Scheduler:
             self._waiting.remove(request)
             del self._requests[request_id]
             return True
-        was_open = bool(self._rows.status[request.row] != Status.FINISHED)
-        self._rows.status[request.row] = Status.FINISHED
+        was_open = bool(self._rows.status[request.row] != FINISHED)
+        self._rows.status[request.row] = FINISHED
         self._retire()
         return was_open
 
@@ -165,9 +165,9 @@ class Scheduler:
         full_rows = decoding[rows.is_full(decoding)]
         if len(full_rows) > self._pool.num_free:
             self._make_room(full_rows)
-            still_running = rows.status[full_rows] == Status.RUNNING
+            still_running = rows.status[full_rows] == RUNNING
             full_rows = self._sort(full_rows[still_running])[: self._pool.num_free]
-            decoding = decoding[rows.status[decoding] == Status.RUNNING]
+            decoding = decoding[rows.status[decoding] == RUNNING]
             decoding = decoding[~rows.is_full(decoding) | np.isin(decoding, full_rows)]
         return decoding, full_rows, self._allocator.grow(full_rows)
 
@@ -180,7 +180,7 @@ class Scheduler:
         """
         rows = self._rows
         while True:
-            num_wanted = np.count_nonzero(rows.status[full_rows] == Status.RUNNING)
+            num_wanted = np.count_nonzero(rows.status[full_rows] == RUNNING)
             victims = self._sort(rows.preemptible())[1:]
             if num_wanted <= self._pool.num_free + rows.num_blocks_leaving() or not len(victims):
                 return
@@ -192,12 +192,15 @@ class Scheduler:
         assert request is not None
         request.num_preemptions += 1
         request.is_protected = request.num_preemptions >= self._max_preemptions
-        self._rows.status[row] = Status.PREEMPTED
+        self._rows.status[row] = PREEMPTED
         self._counters.preemptions += 1
 
     def _plan_prefill(self, budget: int) -> Prefill:
         """Share the budget among rows in prefill, the best-ranked first."""
-        rows = self._sort(self._rows.prefilling())
+        prefilling = self._rows.prefilling()
+        if not len(prefilling):  # most steps
+            return Prefill(prefilling, prefilling)
+        rows = self._sort(prefilling)
         missing = self._rows.num_known[rows] - self._rows.num_computed[rows]
         lens = np.clip(budget - (np.cumsum(missing) - missing), 0, missing).astype(np.int32)
         return Prefill(rows[lens > 0], lens[lens > 0])
@@ -216,8 +219,7 @@ class Scheduler:
 
     def _admit_next(self) -> NewRow | None:
         request = self._waiting.head()
-        row = self._rows.first_free()
-        if request is None or row == NO_ROW:
+        if request is None or (row := self._rows.first_free()) == NO_ROW:
             return None
         new_row = self._allocator.admit(request, row)
         if new_row is not None:
@@ -254,7 +256,7 @@ class Scheduler:
         """Release marked rows that no step in flight contains; the preempted wait again."""
         returned = self._in_flight[0].step_id - 1 if self._in_flight else self.next_step_id - 1
         for row in self._rows.ended_by(returned).tolist():
-            is_preempted = self._rows.status[row] == Status.PREEMPTED
+            is_preempted = self._rows.status[row] == PREEMPTED
             request = self._allocator.release(row)
             self._released_rows.append(row)
             if is_preempted:

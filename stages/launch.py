@@ -5,10 +5,8 @@ Ties the process's life to its parent's, receives the configuration, and runs th
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -20,10 +18,10 @@ from shm.errors import PeerClosed
 from stages.config import ServerConfig, decode_config
 from stages.control import ControlSocket
 from stages.errors import HeadraceError
+from stages.lifeline import die_with_parent
 from stages.messages import Configure, StageFailed, ToStage
 from stages.topology import STAGES
 
-PR_SET_PDEATHSIG = 1
 MAX_FAILURE_TEXT = 4000
 
 
@@ -52,7 +50,7 @@ def load(path: str) -> Callable[..., Any]:
 
 def main(stage: str, control_fd: int) -> int:
     """Run one stage; returns the exit code."""
-    _die_with_parent()
+    die_with_parent()
     # Ctrl-C goes to the supervisor, which drains; the stages end when it says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control: ControlSocket[ToStage] = ControlSocket(socket.socket(fileno=control_fd), ToStage)
@@ -83,17 +81,6 @@ def _fail(context: StageContext, text: str, code: int) -> int:
     except PeerClosed:
         logging.error("%s", text)
     return code
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent dies; covers also a parent that is dead already.
-
-    The control socket's end of file tells the same where prctl does not exist.
-    """
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

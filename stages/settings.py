@@ -64,7 +64,7 @@ FLAGS = (
     Flag("max_preemptions", int, "after so many a request gets its whole length reserved"),
     Flag("sampling_placement", str, "where tokens are sampled", ("device", "process")),
     Flag("overlap", bool, "plan one step ahead of the device"),
-    Flag("cpu_threads", int, "threads of the CPU backend; 0: all cores"),
+    Flag("cpu_threads", int, "threads of the CPU backend; 0: all cores, one for a small model"),
     Flag("tokenizer_workers", int, "processes that tokenize"),
     Flag("template_timeout", float, "seconds that a chat template may take"),
     Flag("max_queued_requests", int, "open requests beyond max-num-seqs before 503"),

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from executor_svc.kv_cache import allocate_kv_cache
-from executor_svc.main import _wiring as executor_wiring
+from executor_svc.main import wiring as executor_wiring
 from executor_svc.model_config import load_model_config
 from executor_svc.models.model import Model
 from executor_svc.models.registry import load_model
@@ -37,8 +37,8 @@ from stages.messages import (
     CloseRequest,
     ExecutorFacts,
     FinishReason,
-    Generate,
     GatewayInbound,
+    Generate,
     Message,
     OpenRequest,
     PromptLogprobs,
@@ -144,9 +144,7 @@ class Pipeline:
             on_turn(turn)
         raise AssertionError(f"the pipeline does not come to rest within {MAX_TURNS} turns")
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams
-    ) -> list[Outcome]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Outcome]:
         """Run prompts together to their ends."""
         request_ids = [self.open(prompt, params) for prompt in prompts]
         self.run()

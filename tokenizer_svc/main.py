@@ -14,8 +14,8 @@ from stages.messages import (
     Detokenized,
     Message,
     RequestRejected,
-    TokenizedRequest,
     Tokenized,
+    TokenizedRequest,
     TokenizerInbound,
     ToStage,
 )

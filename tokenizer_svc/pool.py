@@ -6,12 +6,20 @@ Stays small: no transformers here. A worker that is too slow or dies costs its o
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 
 from stages.config import ServerConfig
 from stages.errors import RequestError
-from stages.messages import AbortRequest, Detokenize, Generate, Message, TokenizerInbound
+from stages.messages import (
+    AbortRequest,
+    Detokenize,
+    Generate,
+    Message,
+    RequestRejected,
+    TokenizerInbound,
+)
 from tokenizer_svc.frames import pack
 from tokenizer_svc.limits import MAX_BYTES_PER_TOKEN
 from tokenizer_svc.rejection import TOKENIZER_ERROR, prompt_param, reject
@@ -26,6 +34,8 @@ BYTES_PER_SECOND = 200_000
 
 # The first crash may be another's fault (a kill by hand, a full memory); the second is the job's.
 MAX_CRASHES = 2
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerPool:
@@ -50,6 +60,7 @@ class WorkerPool:
         self._workers: list[WorkerProcess] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._num_answered = 0
+        self._num_rejected = 0
         self._num_late = 0
         self._num_crashes = 0
 
@@ -103,6 +114,7 @@ class WorkerPool:
         """Counters and gauges for `/metrics`."""
         return {
             "tokenizer_answered_total": self._num_answered,
+            "tokenizer_rejected_total": self._num_rejected,
             "tokenizer_late_total": self._num_late,
             "tokenizer_worker_crashes_total": self._num_crashes,
             "tokenizer_workers": sum(worker.is_open for worker in self._workers),
@@ -132,12 +144,14 @@ class WorkerPool:
         """
         is_crash = worker.is_open
         worker.kill()
-        worker.reap()
+        exit_code = worker.reap()
         self._workers.remove(worker)
         jobs = worker.jobs
-        self._num_crashes += is_crash
-        if is_crash and jobs:
-            jobs[0].num_crashes += 1
+        if is_crash:
+            logger.warning("a tokenizer worker died (exit code %d); starting another", exit_code)
+            self._num_crashes += 1
+            if jobs:
+                jobs[0].num_crashes += 1
         culprit = jobs.popleft() if jobs and jobs[0].num_crashes == MAX_CRASHES else None
         self._queue.extendleft(reversed(jobs))
         if culprit is not None:
@@ -150,6 +164,7 @@ class WorkerPool:
         self._num_late += 1
         worker.kill()
         job = worker.jobs.popleft()
+        logger.warning("request %d was too slow to tokenize; ended", job.message.request_id)
         text = f"The prompt took longer than {job.time_limit:.1f} s to render and encode."
         param = "" if isinstance(job.message, Detokenize) else prompt_param(job.message.prompt)
         self._reject(job, RequestError(text, code="template_timeout", param=param))
@@ -172,6 +187,7 @@ class WorkerPool:
 
     def _answer(self, job: Job, answers: list[Message]) -> None:
         self._num_answered += 1
+        self._num_rejected += sum(isinstance(answer, RequestRejected) for answer in answers)
         if isinstance(job.message, Generate):
             self._open_requests.pop((job.message.request_id, job.message.epoch), None)
         self._on_reply(answers if job.abort is None else [*answers, job.abort])

@@ -113,7 +113,7 @@ class TokenizerStage:
 
     def _tokenize(self, message: Tokenize) -> Tokenized:
         token_ids = self._prompt_token_ids(message.prompt)
-        check_token_ids(token_ids, self._config.facts.vocab_size, "prompt")
+        check_token_ids(token_ids, self._config.facts.vocab_size, prompt_param(message.prompt))
         strs = self._codec.token_strs(token_ids)
         return Tokenized(message.request_id, i32_bytes(token_ids), strs)
 

@@ -6,7 +6,6 @@ could lose: the pool answers for it.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import msgspec
 
 from stages.config import decode_config
 from stages.errors import HeadraceError
+from stages.lifeline import die_with_parent
 from stages.messages import (
     ChatMessage,
     ChatPrompt,
@@ -33,12 +33,10 @@ from stages.stage import Stage
 from stages.topology import TOKENIZER
 from tokenizer_svc.frames import pack, read_frame, work_decoder
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(socket_fd: int) -> int:
     """Serve the socket; returns the exit code."""
-    _die_with_parent()
+    die_with_parent()
     # Ctrl-C reaches the whole process group, but only the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=socket_fd) as sock, sock.makefile("rb") as stream:
@@ -76,14 +74,6 @@ def _serve(sock: socket.socket, stream: BinaryIO, stage: Stage) -> None:
 
 def _send(sock: socket.socket, content: Message | list[Message]) -> None:
     sock.sendall(pack(content))
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the pool's process dies.
-
-    The end of the socket says the same, but only to a worker that is not stuck in a template.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 if __name__ == "__main__":

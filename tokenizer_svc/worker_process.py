@@ -35,6 +35,10 @@ WORKER_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+# A time limit is waited for in as many parts. When this process itself was stopped (a debugger, a
+# suspended machine), only one of them has passed meanwhile, and no answer that waits is overlooked.
+TIMER_PARTS = 4
+
 
 @dataclass(slots=True, eq=False)
 class Job:
@@ -115,20 +119,27 @@ class WorkerProcess:
         self._stop_timer()
         self._process.kill()
 
-    def reap(self) -> None:
-        """Release what the killed process held."""
+    def reap(self) -> int:
+        """Release what the killed process held; returns its exit code."""
         if self._writer is None:
             self._sock.close()
         else:
             self._writer.close()
-        self._process.wait()
+        return self._process.wait()
 
     def _restart_timer(self) -> None:
         """Let the time of the job that the worker now begins with run."""
         self._stop_timer()
         if self.jobs:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self.jobs[0].time_limit, self._on_late, self)
+            self._await_timer(TIMER_PARTS)
+
+    def _await_timer(self, num_parts: int) -> None:
+        if num_parts == 0:
+            self._on_late(self)
+            return
+        delay = self.jobs[0].time_limit / TIMER_PARTS
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(delay, self._await_timer, num_parts - 1)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

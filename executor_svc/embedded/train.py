@@ -50,7 +50,7 @@ class Recipe:
     out: Path
     device: str
     seed: int = 0
-    steps: int = 3000
+    steps: int = 2400
     minutes: float | None = None
     batch_tokens: int = 2560
     # The row length of each batch in turn; only the longest holds long chats. Attention costs
@@ -274,10 +274,24 @@ def addition_accuracy(
     return sum(right) / len(right)
 
 
-def progress_of(recipe: Recipe, step: int, started: float) -> float:
-    if recipe.minutes is not None:
-        return (time.monotonic() - started) / (60 * recipe.minutes)
-    return step / recipe.steps
+def train_step(
+    model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float
+) -> float:
+    """One update of `model`; the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    with torch.autocast(model.device.type, torch.bfloat16):
+        loss = loss_of(model, batch)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def progress_of(recipe: Recipe, step: int, seconds: float) -> float:
+    """How far the run is, from 0 to 1."""
+    return step / recipe.steps if recipe.minutes is None else seconds / (60 * recipe.minutes)
 
 
 def train(recipe: Recipe) -> None:
@@ -289,9 +303,9 @@ def train(recipe: Recipe) -> None:
     started, tokens = time.monotonic(), 0
     losses: list[float] = []
     for step, batch in enumerate(batches(recipe, tokenizer)):
-        progress = progress_of(recipe, step, started)
+        seconds = time.monotonic() - started
+        progress = progress_of(recipe, step, seconds)
         if progress >= 1 or (step and step % recipe.eval_every == 0):
-            seconds = time.monotonic() - started
             report = {
                 "step": step,
                 "seconds": round(seconds),
@@ -305,15 +319,8 @@ def train(recipe: Recipe) -> None:
             save(model, tokenizer, recipe.out)
         if progress >= 1:
             return
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(progress, recipe)
-        with torch.autocast(recipe.device, torch.bfloat16):
-            loss = loss_of(model, batch.to(recipe.device))
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        learning_rate = learning_rate_at(progress, recipe)
+        losses.append(train_step(model, optimizer, batch.to(recipe.device), learning_rate))
         tokens += batch.ids.numel()
 
 

@@ -85,8 +85,10 @@ def attention_forward(
     name = type(module).__name__
     layer = getattr(module, "layer_idx", None)
     if headrace_paged is None or not isinstance(layer, int):
-        raise ModelLoadError(f"{name} passes no layer index or options to its attention function; "
-                             "it is not supported")  # fmt: skip
+        raise ModelLoadError(
+            f"{name} passes no layer index or options to its attention function; it is not "
+            "supported"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     params = AttentionParams(scale, sliding_window, softcap)
     out = headrace_paged.attend(layer, _rows(query), _rows(key), _rows(value), params)

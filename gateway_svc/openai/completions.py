@@ -16,7 +16,7 @@ from gateway_svc.openai.check import check_completion, check_max_tokens, check_s
 from gateway_svc.openai.decode import BodyDecoder
 from gateway_svc.openai.fields import CompletionFields, StreamOptions
 from gateway_svc.openai.generation import Job, make_job, respond
-from gateway_svc.openai.logprobs import TextLogprobs, text_logprobs
+from gateway_svc.openai.logprobs import TextLogprobs, text_logprobs, whole_prompt
 from gateway_svc.openai.outputs import Output, Usage
 from gateway_svc.openai.prompts import PromptDecoder
 from gateway_svc.openai.sampling import draft_requests, sampling_params
@@ -99,7 +99,9 @@ class CompletionWording:
         if not self._has_echo or output.index in self._echoed:
             return "", []
         self._echoed.add(output.index)
-        return output.prompt_text, output.prompt_logprobs
+        if not self._has_logprobs:
+            return output.prompt_text, []
+        return output.prompt_text, whole_prompt(output.prompt_text, output.prompt_logprobs)
 
     def _logprobs(
         self, index: int, prompt: Sequence[TokenLogprob], output: Sequence[TokenLogprob]

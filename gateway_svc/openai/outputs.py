@@ -21,7 +21,10 @@ from stages.messages import (
 
 @dataclass(slots=True)
 class Output:
-    """One choice. `take` empties `_texts` and `_logprobs`, which is what streaming does."""
+    """One choice. `take` empties `_texts` and `_logprobs`, which is what streaming does.
+
+    `prompt_logprobs`: of the prompt's tokens but the first.
+    """
 
     index: int
     num_prompt_tokens: int = 0

@@ -4,7 +4,7 @@ work is cut into steps: alone, all together, or in chunks beside decode rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,71 +19,10 @@ from executor_svc.models.model import Model
 from executor_svc.models.registry import load_model
 from executor_svc.ops.cpu import CpuOps
 from executor_svc.ops.reference import ReferenceOps
-from tests.golden.tiny_models import FAMILIES, MODEL_VOCAB_SIZE, NATIVE_FAMILIES, build_tiny_model
+from tests.golden.conftest import LOGITS_PROMPT, MAX_TOKENS, Golden
+from tests.golden.tiny_models import FAMILIES, MODEL_VOCAB_SIZE, NATIVE_FAMILIES
 
-PROMPT_LENGTHS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100, 128, 200, 257, 400, 700)
-MAX_TOKENS = 64
 BLOCK_SIZE = 16
-LOGITS_PROMPT = 14  # 100 tokens: longer than every window
-
-
-@dataclass(frozen=True)
-class Golden:
-    """A family's folder and, for each prompt, the tokens that transformers generates.
-
-    `logits` [vocab] are those behind the last token of prompt LOGITS_PROMPT: a soft cap on
-    them, for one, never changes which is the highest.
-    """
-
-    folder: Path
-    prompts: list[list[int]]
-    expected: list[list[int]]
-    logits: Tensor
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Golden]:
-    """Golden tokens by family, generated once a session."""
-    root = tmp_path_factory.mktemp("tiny_models")
-    made: dict[str, Golden] = {}
-
-    def make(family: str) -> Golden:
-        if family not in made:
-            made[family] = _generate(build_tiny_model(family, root))
-        return made[family]
-
-    return make
-
-
-def _generate(folder: Path) -> Golden:
-    from transformers import AutoModelForCausalLM
-
-    generator = torch.Generator().manual_seed(1)
-    prompts = [
-        torch.randint(MODEL_VOCAB_SIZE, (length,), generator=generator).tolist()
-        for length in PROMPT_LENGTHS
-    ]
-    # Gemma 2's soft cap exists in transformers' eager attention only.
-    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    network.generation_config.eos_token_id = None  # all 64 tokens, whatever they are
-    expected = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        out = network.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False
-        )
-        expected.append(out[0, len(prompt) :].tolist())
-    logits = network(torch.tensor([prompts[LOGITS_PROMPT]])).logits[0, -1]
-    return Golden(folder, prompts, expected, logits)
 
 
 @dataclass
@@ -178,8 +117,8 @@ def test_reference_operators_agree(family: str, golden: Callable[[str], Golden])
     """Both backends compute one model: the same logits for a ragged batch."""
     case = golden(family)
     config = load_model_config(case.folder)
-    batch = ForwardBatch.from_spans([Span(case.prompts[10], 0, [3, 1, 4]),
-                                     Span(case.prompts[6], 0, [2])], BLOCK_SIZE)  # fmt: skip
+    spans = [Span(case.prompts[10], 0, [3, 1, 4]), Span(case.prompts[6], 0, [2])]
+    batch = ForwardBatch.from_spans(spans, BLOCK_SIZE)
     logits: list[Tensor] = []
     for ops in (ReferenceOps(), CpuOps()):
         model = load_model(case.folder, config, "float32", ops)

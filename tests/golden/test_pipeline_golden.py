@@ -7,12 +7,15 @@ without overlap, with clients that leave, and with any stage killed in between.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from executor_svc.models.model import Model
 from stages.messages import FinishReason, SamplingParams
 from stages.topology import EXECUTOR, SAMPLER, SCHEDULER, TOKENIZER
 from tests.golden.conftest import MAX_TOKENS, Golden
@@ -34,9 +37,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 GoldenOf = Callable[[str], Golden]
 
 
+@cache
+def model_of(folder: Path) -> Model:
+    """A model keeps no state between steps, so pipelines can share one."""
+    return load_test_model(make_config(folder))
+
+
 def make_pipeline(golden: Golden, seed: int = 0, **changes: Any) -> Pipeline:
-    config = make_config(golden.folder, **changes)
-    return Pipeline(config, seed, golden.loaded(lambda: load_test_model(config)))
+    return Pipeline(make_config(golden.folder, **changes), seed, model_of(golden.folder))
 
 
 def check(outcomes: list[Outcome], golden: Golden) -> None:
@@ -106,7 +114,7 @@ def test_equal_with_random_aborts_and_arrivals(golden: GoldenOf, data: st.DataOb
 
     def on_turn(turn: int) -> None:
         for index, (arrival, leave) in enumerate(zip(arrivals, leaves, strict=True)):
-            if index not in opened and (turn == arrival or turn == 0 and index == 0):
+            if index not in opened and (turn == arrival or (turn == 0 and index == 0)):
                 opened[index] = pipeline.open(wanted.prompts[index], GREEDY)
             if index in opened and turn == leave:
                 pipeline.close(opened[index])
@@ -118,5 +126,8 @@ def test_equal_with_random_aborts_and_arrivals(golden: GoldenOf, data: st.DataOb
         if outcome.num_terminals:
             assert outcome.token_ids == expected
         else:
-            assert leaves[index] is not None and outcome.token_ids == expected[: len(outcome.token_ids)]
+            assert (
+                leaves[index] is not None
+                and outcome.token_ids == expected[: len(outcome.token_ids)]
+            )
     check_at_rest(pipeline)

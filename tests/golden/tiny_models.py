@@ -111,6 +111,15 @@ ADAPTED: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "phi3": ("phi3", {"sliding_window": 33}),
         "gpt_neox": ("gpt_neox", {}),
         "starcoder2": ("starcoder2", {"sliding_window": None}),
+        "qwen3_moe": (
+            "qwen3_moe",
+            {
+                "head_dim": 16,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 32,
+            },
+        ),
         "gpt2": ("gpt2", {"tie_word_embeddings": False}),
     }
 )

@@ -196,9 +196,7 @@ def test_a_port_in_use_is_named_at_once(run_dir: Path) -> None:
         (["--config", "/nowhere.toml"], "/nowhere.toml"),
     ],
 )
-def test_a_start_that_cannot_work_says_why(
-    run_dir: Path, arguments: list[str], words: str
-) -> None:
+def test_a_start_that_cannot_work_says_why(run_dir: Path, arguments: list[str], words: str) -> None:
     with Group(run_dir, *arguments) as group:
         assert group.wait_end() != 0
         assert words in group.text()

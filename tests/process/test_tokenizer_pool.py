@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -129,7 +130,13 @@ async def test_every_kind_of_message_is_answered(harnesses: list[Harness], folde
     assert isinstance(detokenized, Detokenized)
     assert service.queue_len() == 0
     assert service.progress() == 4
-    assert service.stats()["tokenizer_workers"] == 2
+    assert service.stats() == {
+        "tokenizer_answered_total": 4,
+        "tokenizer_rejected_total": 1,
+        "tokenizer_late_total": 0,
+        "tokenizer_worker_crashes_total": 0,
+        "tokenizer_workers": 2,
+    }
 
 
 async def test_an_abort_leaves_behind_its_request(harnesses: list[Harness], folder: Path) -> None:
@@ -177,6 +184,18 @@ async def test_a_template_without_end_costs_its_own_request_only(
     assert after != before
     assert harness.service.stats()["tokenizer_late_total"] == 1
     assert harness.service.stats()["tokenizer_worker_crashes_total"] == 0
+
+
+async def test_a_pause_of_the_service_is_not_taken_for_a_slow_worker(
+    harnesses: list[Harness], folder: Path
+) -> None:
+    config = server_config(folder, template_timeout=0.4)
+    harness = await started(harnesses, config)
+    harness.service.submit([chat(1, "a")])
+    await asyncio.sleep(0)
+    # As SIGSTOP would: the loop sees the answer and the passed time at the same moment.
+    time.sleep(0.8)
+    assert kinds(await harness.wait_for(1)) == [("TokenizedRequest", 1)]
 
 
 async def test_work_queued_on_a_stuck_worker_goes_to_another(

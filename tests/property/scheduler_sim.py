@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from scheduler_svc.rows import Status
+from scheduler_svc.rows import FREE
 from scheduler_svc.stage import SchedulerStage
 from stages.columns import i8, i32, i32_bytes, u64
 from stages.config import ModelFacts, ServerConfig
@@ -297,12 +297,17 @@ class SimulatedGroup:
         """Requests whose clients still wait."""
         return [request_id for request_id in self.submitted if request_id not in self.ends]
 
+    def conversation(self, request_id: int) -> list[int]:
+        """Prompt and outputs so far."""
+        prompt = i32(self.submitted[request_id].message.prompt_token_ids).tolist()
+        return prompt + self.outputs[request_id]
+
     def check(self) -> None:
         """Blocks and rows of the stage are consistent."""
         rows, pool = self.stage._scheduler._rows, self.stage._kv_cache.pool
         assert pool.num_free + pool.num_used == self.num_blocks - 1
         num_refs = np.zeros(self.num_blocks, dtype=np.int32)
-        for row in np.flatnonzero(rows.status != Status.FREE):
+        for row in np.flatnonzero(rows.status != FREE):
             np.add.at(num_refs, rows.block_table[row, : rows.num_blocks[row]], 1)
             assert rows.num_computed[row] <= rows.num_blocks[row] * self.config.block_size
             assert rows.num_computed[row] <= rows.num_known[row]

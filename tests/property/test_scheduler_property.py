@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 )
 
 from stages.columns import i32_bytes
-from stages.messages import SamplingParams
-from tests.property.scheduler_sim import VOCAB_SIZE, SimulatedGroup, make_config
+from stages.messages import FinishReason, SamplingParams
+from tests.property.scheduler_sim import REJECTED, VOCAB_SIZE, SimulatedGroup, make_config
 
 token_ids = st.integers(0, VOCAB_SIZE - 1)
 # Few distinct beginnings, so that prompts share prefixes.
@@ -62,6 +62,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(request=requests)
     def submit(self, request: dict[str, Any]) -> None:
         self.group.submit(**request)
+
+    @precondition(lambda self: self.group.submitted)
+    @rule(data=st.data(), more=st.lists(token_ids, min_size=1, max_size=4))
+    def submit_next_turn(self, data: st.DataObject, more: list[int]) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.group.submitted)))
+        prompt = self.group.conversation(request_id) + more
+        self.group.submit(prompt, SamplingParams(max_tokens=3), cache_salt="")
 
     @precondition(lambda self: self.group.submitted)
     @rule(data=st.data())
@@ -128,3 +135,38 @@ def test_one_step_ahead_gives_the_same_tokens(
         group.check_outputs()
         outputs.append((group.outputs, group.ends))
     assert outputs[0] == outputs[1]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    lens=st.lists(
+        st.tuples(st.integers(1, 6), st.integers(8, 40), st.integers(0, 1)), min_size=4, max_size=8
+    ),
+    max_preemptions=st.integers(0, 3),
+    overlap=st.booleans(),
+    block_size=st.sampled_from([1, 4]),
+)
+def test_everyone_ends_and_is_preempted_a_bounded_number_of_times(
+    lens: list[tuple[int, int, int]], max_preemptions: int, overlap: bool, block_size: int
+) -> None:
+    config = make_config(
+        overlap=overlap, max_preemptions=max_preemptions, block_size=block_size, max_num_seqs=6
+    )
+    group = SimulatedGroup(config, num_blocks=1 + 48 // block_size)
+    for index, (num_prompt, max_tokens, priority) in enumerate(lens):
+        prompt = [index % VOCAB_SIZE] * num_prompt
+        group.submit(prompt, SamplingParams(max_tokens=max_tokens), priority)
+    group.drain()
+    group.check_outputs()
+    assert not set(group.ends.values()) & {REJECTED, FinishReason.ABORT}
+
+
+def test_next_turns_find_only_what_was_computed() -> None:
+    for overlap in (False, True):
+        for max_tokens in range(1, 12):
+            group = SimulatedGroup(make_config(overlap=overlap), num_blocks=17)
+            first = group.submit([1, 2, 3], SamplingParams(max_tokens=max_tokens))
+            group.drain()
+            group.submit([*group.conversation(first), 4], SamplingParams(max_tokens=2))
+            group.drain()
+            group.check_outputs()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import ClientResponse
@@ -45,6 +45,8 @@ NUM_PROMPT_TOKENS = 5
 NUM_CACHED_TOKENS = 2
 PROMPT_TEXT = "abcde"
 
+M = TypeVar("M", bound=Message)
+Output = tuple[int, list[int], str, int]
 Script = Callable[[Generate], Sequence[Message]]
 
 
@@ -64,7 +66,7 @@ def make_config(**changes: Any) -> ServerConfig:
 
 
 def text_outputs(
-    epoch: int, *outputs: tuple[int, list[int], str, int], stop: Sequence[str | int | None] = ()
+    epoch: int, *outputs: Output, stop: Sequence[str | int | None] = ()
 ) -> TextOutputs:
     """One step: each output is (request_id, token_ids, text, finish_reason)."""
     num_finished = sum(output[3] != 0 for output in outputs)
@@ -97,11 +99,12 @@ def started(generate: Generate) -> RequestStarted:
 
 
 def answer(generate: Generate) -> list[Message]:
-    """The default script: as many words "w0 ", "w1 ", ... as asked for (3 where it does not say)."""
+    """The default script: as many words "w0 ", "w1 ", ... as asked for, 3 if it does not say."""
     request_id, epoch, params = generate.request_id, generate.epoch, generate.params
     steps: list[Message] = [started(generate)]
     if params.prompt_logprobs >= 0:
-        prompt = [token_logprob(char, ord(char), params.prompt_logprobs) for char in PROMPT_TEXT]
+        others = PROMPT_TEXT[1:]
+        prompt = [token_logprob(char, ord(char), params.prompt_logprobs) for char in others]
         steps.append(PromptLogprobs(request_id, epoch, prompt))
     num_tokens = params.max_tokens or 3
     first = len(generate.output_token_ids) // 4
@@ -127,26 +130,23 @@ class FakePipeline:
     script: Script = answer
     sent: list[Message] = field(default_factory=list)
     gateway: Gateway | None = None
-    _waiters: list[tuple[type[Message], asyncio.Future[Message]]] = field(default_factory=list)
+    _has_sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, message: Message) -> None:
         """Take a message of the gateway."""
         self.sent.append(message)
-        for kind, waiter in self._waiters:
-            if isinstance(message, kind) and not waiter.done():
-                waiter.set_result(message)
+        self._has_sent.set()
         self._play(self._answer(message))
 
-    async def receive(self, kind: type[Message]) -> Message:
-        """Wait until a message of this kind has been sent, or give the first that has."""
-        for message in self.sent:
-            if isinstance(message, kind):
-                return message
-        waiter: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._waiters.append((kind, waiter))
-        return await asyncio.wait_for(waiter, 5)
+    async def receive(self, kind: type[M], count: int = 1) -> M:
+        """Wait until `count` messages of one kind have been sent; give the last of them."""
+        async with asyncio.timeout(5):
+            while len(self.of_kind(kind)) < count:
+                self._has_sent.clear()
+                await self._has_sent.wait()
+        return self.of_kind(kind)[count - 1]
 
-    def of_kind(self, kind: type[Any]) -> list[Any]:
+    def of_kind(self, kind: type[M]) -> list[M]:
         """Everything of one kind that was sent."""
         return [message for message in self.sent if isinstance(message, kind)]
 
@@ -216,9 +216,8 @@ async def serving(
     pipeline.gateway = gateway
     if has_begun:
         gateway.begin_epoch(BeginEpoch(1, ExecutorFacts()))
-    server = TestServer(make_app(config, gateway))
-    await server.start_server(handler_cancellation=True)
-    async with TestClient(server) as client:
+    # `TestServer` turns `handler_cancellation` on, as the shell does.
+    async with TestClient(TestServer(make_app(config, gateway))) as client:
         yield Served(client, gateway, pipeline)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from executor_svc.make_model import main, make_model, make_weight, weight_shapes
+from executor_svc.make_model import make_model, make_weight, weight_shapes
 from executor_svc.make_tokenizer import corpus, train_tokenizer
 from executor_svc.model_shapes import SHAPES
 from stages.errors import ConfigError
@@ -124,7 +124,7 @@ def test_a_large_checkpoint_is_sharded(tmp_path: Path) -> None:
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     files = sorted(sharded.glob("model-*.safetensors"))
     assert len(files) > 2
-    merged = {}
+    merged: dict[str, torch.Tensor] = {}
     for file in files:
         tensors = load_file(file)
         assert {index["weight_map"][name] for name in tensors} == {file.name}
@@ -160,15 +160,13 @@ def test_wrong_settings_say_the_remedy(tmp_path: Path) -> None:
         make("gpt-9", tmp_path)
     with pytest.raises(ConfigError, match="--vocab-size must be at least 259"):
         make("tiny-qwen3", tmp_path, vocab_size=100)
+    with pytest.raises(ConfigError, match="--dtype int4 is not known; there are bfloat16"):
+        make("tiny-qwen3", tmp_path, dtype="int4")
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "model"
-    flags = ["--shape", "tiny-gemma", "--out", str(out), "--dtype", "float32", "--seed", "1"]
-    assert main([*flags, "--vocab-size", "300"]) == 0
-    assert json.loads((out / "config.json").read_text())["vocab_size"] == 300
-    assert main([*flags, "--vocab-size", "100"]) == 2
-    assert main([*flags, "--vocab-size", "300"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2
-    assert "at least 259" in errors[0] and "is not empty" in errors[1]
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    make("tiny-qwen3", tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="is not empty"):
+        make("tiny-llama", tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before

@@ -174,9 +174,9 @@ def test_reference_attention_is_textbook_attention() -> None:
     plan = ops.plan_attention(batch, cache)
     ops.write_kv(key, value, cache.layers[0], plan)
     actual = ops.paged_attention(query, cache.layers[0], plan, AttentionParams(0.3))
-    rows = (part.transpose(0, 1) for part in (query, key, value))
-    expected = F.scaled_dot_product_attention(*rows, is_causal=True, scale=0.3).transpose(0, 1)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
+    torch.testing.assert_close(actual, expected.transpose(0, 1), rtol=1e-5, atol=1e-5)
 
 
 @given(

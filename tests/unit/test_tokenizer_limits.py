@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.columns import i32, i32_bytes
@@ -25,6 +26,7 @@ def config() -> ServerConfig:
     return server_config(Path("unused"), max_model_len=MAX_LEN)
 
 
+@settings(deadline=None)
 @given(num_prompt_tokens=st.integers(0, 2 * MAX_LEN), asked=st.integers(0, 2 * MAX_LEN))
 def test_a_request_is_taken_exactly_if_it_fits(num_prompt_tokens: int, asked: int) -> None:
     params = SamplingParams(max_tokens=asked)
@@ -82,7 +84,7 @@ def test_everything_else_stays_as_it_was() -> None:
     ("field", "param"), [("stop_token_ids", "stop_token_ids"), ("logit_bias_ids", "logit_bias")]
 )
 def test_ids_beyond_the_vocabulary_are_refused(field: str, param: str, token_id: int) -> None:
-    params = SamplingParams(**{field: i32_bytes([3, token_id])})
+    params = msgspec.structs.replace(SamplingParams(), **{field: i32_bytes([3, token_id])})
     with pytest.raises(RequestError, match=f"token id {token_id}, .* 0 to {VOCAB - 1}") as caught:
         complete_params(params, 1, config(), "prompt")
     assert caught.value.param == param
@@ -96,6 +98,7 @@ def test_min_tokens_must_be_reachable(max_tokens: int, min_tokens: int, limit: i
     assert caught.value.param == "min_tokens"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, VOCAB + 3), max_size=20))
 def test_check_token_ids_names_the_first_bad_one(token_ids: list[int]) -> None:
     bad = [token_id for token_id in token_ids if not 0 <= token_id < VOCAB]

@@ -68,7 +68,7 @@ def rejected(
 def accepted(stage: TokenizerStage, prompt: Prompt, params: SamplingParams = GREEDY) -> list[int]:
     said = answer(stage, Generate(7, 3, prompt, params))
     assert isinstance(said, TokenizedRequest), said
-    return i32(said.prompt_token_ids).tolist()
+    return list(i32(said.prompt_token_ids))
 
 
 def test_a_request_goes_on_whole(stage: TokenizerStage, folder: Path) -> None:

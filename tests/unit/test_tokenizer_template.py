@@ -70,7 +70,7 @@ def test_names_are_there_only_when_given(folder: Path) -> None:
 
 def test_template_kwargs_reach_the_template(folder: Path) -> None:
     template = template_of(folder, "{{ enable_thinking }} {{ effort }}")
-    kwargs = {"enable_thinking": False, "effort": "low"}
+    kwargs: dict[str, bool | int | float | str] = {"enable_thinking": False, "effort": "low"}
     assert template.render(ChatPrompt(TURNS, template_kwargs=kwargs)) == "False low"
 
 

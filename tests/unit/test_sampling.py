@@ -1,0 +1,310 @@
+"""The sampler of both placements: choices, truncation, state of rows, log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sampler_svc import draw
+from sampler_svc.host_sampler import HostSampler
+from sampler_svc.sampling import RowSampler, prompt_logprobs
+from stages.columns import f32, f32_bytes, i32, i32_bytes
+from stages.messages import SamplingParams, StepLogits
+from tests.sampling_reference import new_row
+
+VOCAB = 1003  # no multiple of any vector width
+GREEDY = SamplingParams(temperature=0.0)
+
+torch.set_num_threads(1)
+
+
+def make_logits(num_rows: int, seed: int = 0, vocab: int = VOCAB, scale: float = 3.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((num_rows, vocab), generator=generator) * scale
+
+
+def make_sampler(*params: SamplingParams, vocab: int = VOCAB) -> RowSampler:
+    """Rows 0, 1, ... with the given parameters, behind a prompt of three tokens."""
+    sampler = RowSampler(max(64, len(params)), vocab, "cpu")
+    for row, each in enumerate(params):
+        sampler.admit(new_row(row, each, [1, 2, 3]))
+    return sampler
+
+
+def sample(sampler: RowSampler, logits: Tensor, rows: list[int] | None = None) -> list[int]:
+    chosen = list(range(len(logits))) if rows is None else rows
+    token_ids: list[int] = sampler.sample(
+        logits, np.array(chosen, dtype=np.int32)
+    ).token_ids.tolist()
+    return token_ids
+
+
+def mixed_params(n: int) -> list[SamplingParams]:
+    """n different requests, every feature among them."""
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.05, "temperature": 1.5},
+        {"top_k": 40, "top_p": 0.5, "temperature": 2.0},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.3},
+        {"top_p": 0.9999, "temperature": 3.0, "logprobs": 3},
+        {"logit_bias_ids": i32_bytes([7]), "logit_bias_values": f32_bytes([4.0]), "top_k": 2},
+        {"min_tokens": 4, "stop_token_ids": i32_bytes([5, 6]), "frequency_penalty": 0.1},
+    ]
+    return [SamplingParams(seed=1000 + i, **kinds[i % len(kinds)]) for i in range(n)]
+
+
+# ── choices ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_greedy_takes_the_likeliest_token() -> None:
+    logits = make_logits(8)
+    assert sample(make_sampler(*[GREEDY] * 8), logits) == logits.argmax(-1).tolist()
+
+
+def test_greedy_rows_stay_greedy_beside_random_ones() -> None:
+    logits = make_logits(4)
+    sampler = make_sampler(GREEDY, SamplingParams(seed=1), GREEDY, SamplingParams(seed=2, top_k=3))
+    tokens = sample(sampler, logits)
+    assert tokens[0] == logits[0].argmax() and tokens[2] == logits[2].argmax()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 0.0])
+def test_a_temperature_of_almost_zero_is_greedy(temperature: float) -> None:
+    logits = make_logits(1, scale=1000.0)
+    assert sample(make_sampler(SamplingParams(temperature=temperature)), logits) == [
+        int(logits.argmax())
+    ]
+
+
+def test_top_k_of_one_is_greedy_even_among_equals() -> None:
+    logits = torch.zeros(3, VOCAB)
+    logits[:, 17] = logits[:, 400] = 2.0
+    sampler = make_sampler(*[SamplingParams(seed=i, top_k=1) for i in range(3)])
+    assert sample(sampler, logits) == [17, 17, 17]
+
+
+def test_a_token_does_not_depend_on_the_batch() -> None:
+    params = mixed_params(64)
+    together = make_sampler(*params)
+    steps = [make_logits(64, seed=step) for step in range(4)]
+    expected = [sample(together, logits) for logits in steps]
+    for row in range(64):
+        alone = RowSampler(64, VOCAB, "cpu")
+        alone.admit(new_row(row, params[row], [1, 2, 3]))
+        for step, logits in enumerate(steps):
+            assert sample(alone, logits[row : row + 1], [row]) == [expected[step][row]]
+
+
+def test_rows_may_come_in_any_order_and_any_number() -> None:
+    params = mixed_params(20)
+    logits = make_logits(20)
+    expected = sample(make_sampler(*params), logits)
+    order = np.random.default_rng(3).permutation(20)
+    sampler = make_sampler(*params)
+    for part in (order[:7], order[7:8], order[8:]):
+        tokens = sample(sampler, logits[torch.from_numpy(part)], part.tolist())
+        assert tokens == [expected[row] for row in part]
+
+
+def test_a_resumed_row_draws_what_it_would_have_drawn() -> None:
+    params = mixed_params(10)
+    straight = make_sampler(*params)
+    steps = [make_logits(10, seed=step) for step in range(8)]
+    tokens = np.array([sample(straight, logits) for logits in steps])
+    resumed = RowSampler(64, VOCAB, "cpu")
+    for row, each in enumerate(params):
+        resumed.admit(new_row(row, each, [1, 2, 3], tokens[:5, row].tolist()))
+    for step in range(5, 8):
+        assert sample(resumed, steps[step]) == tokens[step].tolist()
+
+
+def test_a_released_row_leaves_nothing_to_the_next_request() -> None:
+    heavy = SamplingParams(temperature=0.0, repetition_penalty=5.0, presence_penalty=2.0, seed=1)
+    logits = make_logits(1).abs()
+    best, second = logits[0].topk(2).indices.tolist()
+    sampler = RowSampler(4, VOCAB, "cpu")
+    sampler.admit(new_row(2, heavy, [best]))
+    assert sample(sampler, logits, [2]) == [second]
+    sampler.release(np.array([2], dtype=np.int32))
+    sampler.admit(new_row(2, GREEDY, [best]))
+    assert sample(sampler, logits, [2]) == [best]
+    sampler.release(np.array([2], dtype=np.int32))
+    sampler.admit(new_row(2, heavy, [0]))
+    assert sample(sampler, logits, [2]) == [best]
+
+
+def test_logits_are_not_written_to() -> None:
+    logits = make_logits(20)
+    before = logits.clone()
+    sample(make_sampler(*mixed_params(20)), logits)
+    assert torch.equal(logits, before)
+
+
+def test_an_empty_step_gives_nothing() -> None:
+    assert sample(make_sampler(GREEDY), make_logits(0)) == []
+
+
+def test_logits_that_are_not_numbers_still_give_a_token() -> None:
+    logits = torch.full((4, VOCAB), float("nan"))
+    params = [SamplingParams(), SamplingParams(top_k=3), SamplingParams(top_p=0.5), GREEDY]
+    assert all(0 <= token < VOCAB for token in sample(make_sampler(*params), logits))
+
+
+def test_a_seed_of_any_size_or_sign_is_taken() -> None:
+    params = [SamplingParams(seed=seed) for seed in (-1, 2**64 - 1, 0, 2**70)]
+    tokens = sample(make_sampler(*params), make_logits(1).expand(4, -1))
+    assert tokens[0] == tokens[1] and tokens[2] == tokens[3]
+
+
+# ── truncation ───────────────────────────────────────────────────────────────────────────────
+
+
+def tokens_drawn(probs: list[float], params: SamplingParams, n: int = 400) -> set[int]:
+    """Which tokens n seeds draw from these probabilities."""
+    logits = torch.tensor(probs).log().expand(n, -1)
+    sampler = make_sampler(
+        *[msgspec.structs.replace(params, seed=seed) for seed in range(n)], vocab=len(probs)
+    )
+    return set(sample(sampler, logits))
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        (SamplingParams(), {0, 1, 2, 3}),
+        (SamplingParams(top_k=2), {0, 1}),
+        (SamplingParams(top_k=100), {0, 1, 2, 3}),
+        (SamplingParams(top_p=0.39), {0}),
+        (SamplingParams(top_p=0.45), {0, 1}),  # the token that crosses p is in
+        (SamplingParams(top_p=0.75), {0, 1, 2}),
+        (SamplingParams(top_p=1e-9), {0}),  # at least one
+        (SamplingParams(min_p=0.6), {0, 1}),
+        (SamplingParams(min_p=1.0), {0}),
+        (SamplingParams(top_k=2, top_p=0.55), {0}),  # p of what top_k left: 0.4 of 0.7
+        (SamplingParams(min_p=0.6, top_p=0.55), {0}),  # and of what min_p left
+        (SamplingParams(min_p=0.3, temperature=0.5), {0, 1}),  # behind the temperature
+    ],
+)
+def test_truncation_keeps_the_right_tokens(params: SamplingParams, kept: set[int]) -> None:
+    assert tokens_drawn([0.4, 0.3, 0.2, 0.1], params) == kept
+
+
+def test_among_equals_the_smallest_set_is_kept() -> None:
+    assert tokens_drawn([0.25] * 4, SamplingParams(top_p=0.5)) == {0, 1}
+    assert tokens_drawn([0.25] * 4, SamplingParams(top_k=3)) == {0, 1, 2}
+
+
+def test_a_wide_nucleus_is_drawn_as_by_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = make_logits(32, vocab=5000, scale=0.5)
+    logits[::2] *= 20.0  # half of the rows have a nucleus that a short list covers
+    params = [SamplingParams(seed=i, top_p=0.8) for i in range(32)]
+    tokens = sample(make_sampler(*params, vocab=5000), logits)
+    monkeypatch.setattr(draw, "_FIRST_CANDIDATES", 5000)
+    assert sample(make_sampler(*params, vocab=5000), logits) == tokens
+
+
+# ── logit bias and min_tokens ────────────────────────────────────────────────────────────────
+
+
+def test_logit_bias_forces_and_bans() -> None:
+    logits = make_logits(1)
+    best, second = logits[0].topk(2).indices.tolist()
+
+    def biased(token: int, value: float) -> SamplingParams:
+        return SamplingParams(
+            temperature=0.0, logit_bias_ids=i32_bytes([token]), logit_bias_values=f32_bytes([value])
+        )
+
+    assert sample(make_sampler(biased(9, 100.0)), logits) == [9]
+    assert sample(make_sampler(biased(best, -100.0)), logits) == [second]
+    assert sample(make_sampler(biased(VOCAB + 5, 100.0)), logits) == [best]  # no such token
+
+
+def test_stop_tokens_wait_for_min_tokens() -> None:
+    logits = make_logits(1)
+    best, second, third = logits[0].topk(3).indices.tolist()
+    params = SamplingParams(
+        temperature=0.0, min_tokens=3, stop_token_ids=i32_bytes([best, second, VOCAB + 1])
+    )
+    sampler = make_sampler(params)
+    assert [sample(sampler, logits)[0] for _ in range(5)] == [third, third, third, best, best]
+
+
+# ── log-probabilities ────────────────────────────────────────────────────────────────────────
+
+
+def test_logprobs_are_those_of_the_raw_distribution() -> None:
+    logits = make_logits(3)
+    best = int(logits[0].argmax())
+    params = SamplingParams(temperature=0.7, seed=5, top_p=0.9, logprobs=4, repetition_penalty=1.5)
+    sampler = make_sampler(
+        params,
+        SamplingParams(seed=6),
+        SamplingParams(
+            temperature=0.0,
+            logprobs=0,
+            logit_bias_ids=i32_bytes([best]),
+            logit_bias_values=f32_bytes([100.0]),
+        ),
+    )
+    sampled = sampler.sample(logits, np.array([0, 1, 2], dtype=np.int32))
+    assert sampled.logprobs is not None
+    message = sampled.logprobs.to_message(step_id=9)
+    expected = logits.double().log_softmax(-1)
+    tokens = sampled.token_ids.tolist()
+    assert message.step_id == 9
+    assert i32(message.rows).tolist() == [0, 2]
+    assert i32(message.num_top).tolist() == [4, 0]
+    np.testing.assert_allclose(
+        f32(message.logprobs), [expected[0, tokens[0]], expected[2, tokens[2]]], atol=1e-5
+    )
+    top = expected[0].topk(4)
+    assert i32(message.top_ids).tolist() == top.indices.tolist()
+    np.testing.assert_allclose(f32(message.top_logprobs), top.values, atol=1e-5)
+    ranks = [int((expected[i] > expected[i, tokens[i]]).sum()) + 1 for i in (0, 2)]
+    assert i32(message.ranks).tolist() == ranks
+
+
+def test_no_logprobs_where_none_are_wanted() -> None:
+    sampled = make_sampler(GREEDY).sample(make_logits(1), np.array([0], dtype=np.int32))
+    assert sampled.logprobs is None
+
+
+def test_prompt_logprobs_are_those_of_the_next_tokens() -> None:
+    logits = make_logits(5)
+    next_ids = torch.tensor([4, 0, 1002, 7, int(logits[4].argmax())])
+    columns = prompt_logprobs(logits, next_ids, 2)
+    expected = logits.double().log_softmax(-1)
+    np.testing.assert_allclose(columns.logprobs, expected[range(5), next_ids], atol=1e-5)
+    assert columns.ranks[4] == 1
+    assert columns.top_ids.tolist() == expected.topk(2).indices.tolist()
+    np.testing.assert_allclose(columns.top_logprobs, expected.topk(2).values, atol=1e-5)
+
+
+# ── placement `process` ──────────────────────────────────────────────────────────────────────
+
+
+def test_both_placements_draw_the_same_tokens() -> None:
+    params = mixed_params(30)
+    device = make_sampler(*params)
+    host = HostSampler(64, VOCAB)
+    for row, each in enumerate(params):
+        host.admit(new_row(row, each, [1, 2, 3]))
+    rows = np.arange(30, dtype=np.int32)
+    for step in range(5):
+        logits = make_logits(30, seed=step)
+        sampled = device.sample(logits, rows)
+        record = StepLogits(step, i32_bytes(rows), VOCAB, logits.numpy().tobytes())
+        tokens, logprobs = host.sample(record)
+        assert tokens.step_id == step and tokens.rows == i32_bytes(rows)
+        assert i32(tokens.token_ids).tolist() == sampled.token_ids.tolist()
+        assert sampled.logprobs is not None
+        assert logprobs == sampled.logprobs.to_message(step)
