@@ -32,6 +32,7 @@ from stages.messages import (
     StepPromptLogprobs,
     StepTokens,
 )
+from stages.model_folder import model_path
 from stages.runner import Runner, Wiring
 from stages.stage import Stage
 from stages.topology import LOGITS_RING, TOKEN_RING
@@ -73,7 +74,7 @@ def wiring(config: ServerConfig) -> Wiring:
 
 
 def _load(config: ServerConfig) -> tuple[Model, KvCache]:
-    folder = Path(config.model)
+    folder = model_path(config)
     torch.set_num_threads(config.cpu_threads or _auto_threads(folder))
     started = time.monotonic()
     before = measure_host_memory().available

@@ -22,6 +22,8 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 _BEARER = "bearer "
 
+MAX_BODY_BYTES: web.AppKey[int] = web.AppKey("max_body_bytes", int)
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,9 +31,9 @@ logger = logging.getLogger(__name__)
 async def give_request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Take the client's id, which is only echoed and never a key, or make one up."""
     given = request.headers.get(REQUEST_ID_HEADER)
-    is_good = given is not None and _REQUEST_ID_FORM.fullmatch(given) is not None
-    request[_REQUEST_ID] = given if given is not None and is_good else secrets.token_hex(16)
-    if given is None or is_good:
+    is_bad = given is not None and not _REQUEST_ID_FORM.fullmatch(given)
+    request[_REQUEST_ID] = secrets.token_hex(16) if given is None or is_bad else given
+    if not is_bad:
         return await handler(request)
     return error_response(
         RequestError(
@@ -110,6 +112,3 @@ def _from_http(error: web.HTTPException, request: web.Request) -> RequestError:
         text = f"{request.path} does not take {request.method}"
         return RequestError(text, code="method_not_allowed", status=405)
     return RequestError(error.reason, code="http_error", status=error.status)
-
-
-MAX_BODY_BYTES: web.AppKey[int] = web.AppKey("max_body_bytes", int)

@@ -51,9 +51,9 @@ class Detokenizer:
         self._known: dict[int, tuple[str, bytes]] = {}
 
     @classmethod
-    def from_model_folder(cls, folder: str) -> Detokenizer:
+    def from_model_folder(cls, folder: Path) -> Detokenizer:
         """Read tokenizer.json; raises `ConfigError` where there is none."""
-        path = Path(folder) / "tokenizer.json"
+        path = folder / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(
                 f"{path} is missing: save the model's fast tokenizer there (transformers: "
@@ -145,7 +145,7 @@ class _LibraryStream:
 
     `DecodeStream` fails, and from then on with every token, when byte tokens behind text that is
     out already turn out to be no character. A new stream then takes over from the tokens whose
-    text is not out yet.
+    text is not out yet. A true U+FFFD at the very end stays held: it looks like an open character.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:

@@ -35,6 +35,7 @@ from stages.messages import (
     StepPromptLogprobs,
     StepTokens,
 )
+from stages.model_folder import model_path
 
 if TYPE_CHECKING:
     from sampler_svc.host_sampler import HostSampler
@@ -52,7 +53,7 @@ class SamplerStage:
 
     def __init__(self, config: ServerConfig, detokenizer: Detokenizer | None = None) -> None:
         self._config = config
-        self._detokenizer = detokenizer or Detokenizer.from_model_folder(config.model)
+        self._detokenizer = detokenizer or Detokenizer.from_model_folder(model_path(config))
         self._eos_token_ids = frozenset(config.facts.eos_token_ids)
         self._num_steps = 0
         self._num_tokens = 0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+# As `ServerConfig.model`: the model that ships in the package, wherever that is installed.
+EMBEDDED_MODEL = "embedded"
+
 
 class ModelFacts(msgspec.Struct, frozen=True):
     """What the model folder says about itself, read from its JSON files.

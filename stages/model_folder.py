@@ -8,10 +8,15 @@ from typing import Any
 
 import msgspec
 
-from stages.config import ModelFacts
+from stages.config import EMBEDDED_MODEL, ModelFacts, ServerConfig
 from stages.errors import ConfigError
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def model_path(config: ServerConfig) -> Path:
+    """The folder that a configuration names."""
+    return embedded_model() if config.model == EMBEDDED_MODEL else Path(config.model)
 
 
 def embedded_model() -> Path:

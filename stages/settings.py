@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from stages.config import ServerConfig
+from stages.config import EMBEDDED_MODEL, ServerConfig
 from stages.errors import ConfigError
 from stages.model_folder import embedded_model, read_model_facts
 from stages.run_dir import default_run_dir
@@ -108,11 +108,10 @@ def build_config(arguments: Mapping[str, Any], environment: Mapping[str, str]) -
     settings |= {name: value for name, value in arguments.items() if value is not None}
     settings.pop("config", None)
     settings = {name: _typed(name, value) for name, value in settings.items()}
-    folder = Path(settings.get("model") or embedded_model()).resolve()
-    facts = read_model_facts(folder)
-    is_embedded = not settings.get("model")
-    settings["model"] = str(folder)
-    settings.setdefault("served_model_name", EMBEDDED_NAME if is_embedded else str(folder))
+    model = settings.get("model")
+    facts = read_model_facts(Path(model) if model else embedded_model())
+    settings["model"] = str(Path(model).resolve()) if model else EMBEDDED_MODEL
+    settings.setdefault("served_model_name", settings["model"] if model else EMBEDDED_NAME)
     settings.setdefault("max_model_len", facts.max_position_embeddings)
     settings.setdefault("run_dir", str(default_run_dir(settings.get("port", ServerConfig.port))))
     config = ServerConfig(facts=facts, **settings)

@@ -31,7 +31,7 @@ from sampler_svc.stage import SamplerStage
 from scheduler_svc.main import WIRING as SCHEDULER_WIRING
 from scheduler_svc.stage import SchedulerStage
 from stages.columns import i32, i32_bytes
-from stages.config import ServerConfig
+from stages.config import ServerConfig, encode_config
 from stages.messages import (
     BeginEpoch,
     CloseRequest,
@@ -41,6 +41,7 @@ from stages.messages import (
     Generate,
     Message,
     OpenRequest,
+    Prompt,
     PromptLogprobs,
     RequestRejected,
     RequestStarted,
@@ -51,7 +52,8 @@ from stages.messages import (
     TokenLogprob,
     TokenPrompt,
 )
-from stages.model_folder import read_model_facts
+from stages.model_folder import model_path, read_model_facts
+from stages.recorder import RecordedStage
 from stages.ring_ends import RECORDS
 from stages.stage import Stage
 from stages.topology import (
@@ -100,19 +102,28 @@ def make_config(folder: Path, **settings: Any) -> ServerConfig:
         "dtype": "float32",
     }
     names = {"model": str(folder), "served_model_name": "m", "run_dir": "/nowhere"}
-    return ServerConfig(facts=facts, **names, **(defaults | settings))
+    return ServerConfig(facts=facts, **(names | defaults | settings))
 
 
 class Pipeline:
     """Five cores and the queues between them."""
 
-    def __init__(self, config: ServerConfig, seed: int = 0, model: Model | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        seed: int = 0,
+        model: Model | None = None,
+        record_to: Path | None = None,
+    ) -> None:
+        """`record_to`: a folder that takes a recording of every stage."""
         self.config = config
+        self._record_to = record_to
         self.outcomes: dict[int, Outcome] = {}
         self._random = Random(seed)
         self._model = model or load_test_model(config)
         self._epoch = 0
         self._incarnations = dict.fromkeys((*INBOXES, EXECUTOR, SAMPLER), 0)
+        self._bare: dict[str, Stage] = {}
         self._cores: dict[str, Stage] = {}
         # (stage, channel) → encoded messages: ring names, and "inbox".
         self._queues: dict[tuple[str, str], deque[bytes]] = {}
@@ -122,11 +133,15 @@ class Pipeline:
 
     # ── a client's view ──────────────────────────────────────────────────────────────────────
 
-    def open(self, prompt: Sequence[int], params: SamplingParams, priority: int = 0) -> int:
+    def open(
+        self, prompt: Sequence[int] | Prompt, params: SamplingParams, priority: int = 0
+    ) -> int:
         """Send a request; returns its id."""
         request_id = self.gateway.next_request_ids(1).start
         self.outcomes[request_id] = Outcome()
-        generate = Generate(request_id, 0, TokenPrompt(i32_bytes(prompt)), params, priority)
+        if isinstance(prompt, Sequence):
+            prompt = TokenPrompt(i32_bytes(prompt))
+        generate = Generate(request_id, 0, prompt, params, priority)
         self._say(GATEWAY, [OpenRequest(generate)])
         return request_id
 
@@ -165,13 +180,13 @@ class Pipeline:
 
     @property
     def gateway(self) -> GatewayStage:
-        core = self._cores[GATEWAY]
+        core = self._bare[GATEWAY]
         assert isinstance(core, GatewayStage)
         return core
 
     @property
     def scheduler(self) -> SchedulerStage:
-        core = self._cores[SCHEDULER]
+        core = self._bare[SCHEDULER]
         assert isinstance(core, SchedulerStage)
         return core
 
@@ -187,7 +202,13 @@ class Pipeline:
             EXECUTOR: self._make_executor,
             SAMPLER: lambda: SamplerStage(config),
         }
-        self._cores[stage] = makers[stage]()
+        core = makers[stage]()
+        self._bare[stage] = self._cores[stage] = core
+        if self._record_to is not None:
+            path, incarnation = self._record_to / stage, self._incarnations[stage]
+            self._cores[stage] = RecordedStage(
+                core, path, stage, incarnation, encode_config(config)
+            )
 
     def _make_executor(self) -> Stage:
         config = self.config
@@ -211,7 +232,7 @@ class Pipeline:
         for (stage, channel), queue in self._queues.items():
             if stage in EPOCH_STAGES and channel != "inbox":
                 queue.clear()  # rings are new; what lies in an inbox stays and is out of date
-        self.gateway.begin_epoch(message)
+        self._cores[GATEWAY].begin_epoch(message)
         self._say(GATEWAY, [Resend(self._epoch, unanswered_only=False)])
 
     def _turn(self, stage: str) -> None:
@@ -279,5 +300,5 @@ class Pipeline:
 def load_test_model(config: ServerConfig) -> Model:
     """Load the configuration's model once; pipelines may share it, it keeps no state."""
     torch.set_num_threads(1)
-    folder = Path(config.model)
+    folder = model_path(config)
     return load_model(folder, load_model_config(folder), config.dtype, CpuOps())

@@ -17,13 +17,13 @@ from stages.errors import ConfigError
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model folder; raises ConfigError where there is no fast one.
 
     `PreTrainedTokenizerFast` takes tokenizer.json as it stands. `AutoTokenizer` would import torch
     first, and run code of the folder if it were told to.
     """
-    if not (Path(folder) / TOKENIZER_FILE).is_file():
+    if not (folder / TOKENIZER_FILE).is_file():
         raise ConfigError(
             f"{folder} has no {TOKENIZER_FILE}: load the model's tokenizer with transformers' "
             "AutoTokenizer and save it with save_pretrained(), which writes that file"

@@ -26,6 +26,7 @@ from stages.messages import (
     Tokenized,
     TokenizedRequest,
 )
+from stages.model_folder import model_path
 from tokenizer_svc.encode import TextCodec, load_tokenizer
 from tokenizer_svc.limits import check_text, check_token_ids, complete_params
 from tokenizer_svc.rejection import TOKENIZER_ERROR, prompt_param, reject
@@ -38,7 +39,7 @@ class TokenizerStage:
     """Answers each message by itself: one inbound message gives exactly one outbound."""
 
     def __init__(self, config: ServerConfig) -> None:
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(model_path(config))
         self._config = config
         self._codec = TextCodec(tokenizer)
         self._template = ChatTemplate(tokenizer)

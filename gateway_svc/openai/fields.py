@@ -54,10 +54,13 @@ Stop: TypeAlias = Annotated[StopString | StopStrings, Meta(description=STOP_TEXT
 StopTokenIds: TypeAlias = Annotated[
     list[TokenId], _at_most(limits.MAX_STOP_TOKEN_IDS, "a list of at most {} token ids")
 ]
-Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
+Bias: TypeAlias = Annotated[float, Meta(ge=-limits.MAX_BIAS, le=limits.MAX_BIAS)]
 LogitBias: TypeAlias = Annotated[
     dict[str, Bias],
-    _at_most(limits.MAX_LOGIT_BIAS, "an object of at most {} token ids, each with -100 to 100"),
+    _at_most(
+        limits.MAX_LOGIT_BIAS,
+        f"an object of at most {{}} token ids, each with a number up to ±{limits.MAX_BIAS}",
+    ),
 ]
 TemplateInt: TypeAlias = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]
 TemplateText: TypeAlias = Annotated[str, Meta(max_length=limits.MAX_TEMPLATE_VALUE_CHARS)]

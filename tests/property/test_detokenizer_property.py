@@ -15,7 +15,9 @@ BYTE_LEVEL = byte_level_tokenizer()
 BYTE_FALLBACK = byte_fallback_tokenizer()
 NO_PROMPT = np.array([], dtype=np.int32)
 
-texts = st.text(max_size=40) | st.text("añ水😀👍🏽 \u200d\n", max_size=30)
+# The library cannot tell a true U+FFFD from an open character and holds it back.
+any_character = st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"])
+texts = st.text(any_character, max_size=40) | st.text("añ水😀👍🏽 \u200d\n", max_size=30)
 
 
 def ids_of(size: int) -> st.SearchStrategy[list[int]]:
@@ -34,8 +36,7 @@ def test_a_text_comes_back_whole(tokenizer: Tokenizer, text: str, skip: bool) ->
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     deltas = stream_all(tokenizer, ids, [], skip)
     assert "".join(deltas) == tokenizer.decode(ids, skip_special_tokens=skip)
-    if "\ufffd" not in text:
-        assert not any("\ufffd" in delta for delta in deltas)
+    assert not any("\ufffd" in delta for delta in deltas)
 
 
 @settings(max_examples=300, deadline=None)

@@ -134,7 +134,7 @@ def test_decode_gives_the_prompt_back() -> None:
 
 def test_a_model_folder_is_read_or_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.json is missing"):
-        Detokenizer.from_model_folder(str(tmp_path))
+        Detokenizer.from_model_folder(tmp_path)
     byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
     ids = ids_of(byte_level_tokenizer(), "wheel")
-    assert Detokenizer.from_model_folder(str(tmp_path)).decode(ids, True) == "wheel"
+    assert Detokenizer.from_model_folder(tmp_path).decode(ids, True) == "wheel"

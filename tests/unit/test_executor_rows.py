@@ -72,7 +72,7 @@ def test_random_plans_equal_batches_from_scratch(seed: int) -> None:
             spans.append((row, Span(tokens[row][computed[row] :], computed[row], blocks[row])))
         for row in sorted(tokens.keys() - decoding):
             missing = num_prompt[row] - computed[row]
-            if missing and random.random() < 0.7:
+            if missing and (computed[row] == 0 or random.random() < 0.7):
                 length = random.randint(1, missing)
                 prefills.append((row, length))
                 chunk = tokens[row][computed[row] : computed[row] + length]

@@ -178,6 +178,29 @@ async def test_a_bug_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFixtur
     assert "ZeroDivisionError" in caplog.text
 
 
+async def test_a_bug_within_a_stream_breaks_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("gateway_svc.openai.generation.usage_of", fail)
+    async with serving() as served:
+        response = await served.chat(stream=True, stream_options={"include_usage": True})
+        assert response.status == 200
+        with pytest.raises(ClientError):
+            await response.read()
+
+
+async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway_svc.body.BODY_TIMEOUT_S", 0.05)
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.client.port)
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(head + b"Content-Length: 100\r\n\r\n{")
+        assert (await reader.readline()).split()[1] == b"408"
+        writer.close()
+        await writer.wait_closed()
+
+
 # ── clients that leave ───────────────────────────────────────────────────────────────────────
 
 

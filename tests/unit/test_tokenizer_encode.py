@@ -24,7 +24,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     pairs = {}
     for kind, build in KINDS.items():
         folder = build(tmp_path_factory.mktemp(kind))
-        codec = TextCodec(load_tokenizer(str(folder)))
+        codec = TextCodec(load_tokenizer(folder))
         pairs[kind] = codec, AutoTokenizer.from_pretrained(folder)
     return pairs
 
@@ -71,7 +71,7 @@ def test_ids_equal_the_reference_of_the_class_that_the_folder_names(
     folder = KINDS[kind](tmp_path)
     edit_tokenizer_config(folder, tokenizer_class=tokenizer_class)
     reference = AutoTokenizer.from_pretrained(folder)
-    codec = TextCodec(load_tokenizer(str(folder)))
+    codec = TextCodec(load_tokenizer(folder))
     assert type(reference).__name__ == tokenizer_class
     for text in ("A wheel  stands\n\nstill", " <s>水 🙂", "it's 12345"):
         assert codec.encode(text, add_special_tokens=True).tolist() == reference.encode(text)
@@ -99,11 +99,11 @@ def test_token_strs_are_the_vocabulary_and_empty_beyond_it(pairs: dict[str, Pair
 
 def test_a_folder_without_tokenizer_json_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no tokenizer\.json.*save_pretrained"):
-        load_tokenizer(str(tmp_path))
+        load_tokenizer(tmp_path)
 
 
 def test_a_broken_tokenizer_json_is_a_config_error(tmp_path: Path) -> None:
     folder = byte_level_bpe(tmp_path)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_tokenizer(str(folder))
+        load_tokenizer(folder)

@@ -82,7 +82,7 @@ def test_a_request_goes_on_whole(stage: TokenizerStage, folder: Path) -> None:
         arrival_ns=123,
         output_token_ids=i32_bytes([4, 5]),
     )
-    codec = TextCodec(load_tokenizer(str(folder)))
+    codec = TextCodec(load_tokenizer(folder))
     assert answer(stage, message) == TokenizedRequest(
         request_id=2**63 + 1,
         epoch=4,
@@ -98,7 +98,7 @@ def test_a_request_goes_on_whole(stage: TokenizerStage, folder: Path) -> None:
 def test_a_conversation_has_the_bos_of_its_template_only(tmp_path: Path) -> None:
     folder = byte_level_bpe_with_bos(tmp_path)
     stage = TokenizerStage(server_config(folder))
-    bos = load_tokenizer(str(folder)).bos_token_id
+    bos = load_tokenizer(folder).bos_token_id
     chat = accepted(stage, ChatPrompt([ChatMessage("user", "hi")]))
     assert chat.count(bos) == 1 and chat[0] == bos
     assert accepted(stage, TextPrompt("hi"))[0] == bos

@@ -29,7 +29,7 @@ def template_of(folder: Path, source: object = ...) -> ChatTemplate:
     """Load the template of a folder, after giving it another one."""
     if source is not ...:
         edit_tokenizer_config(folder, chat_template=source)
-    return ChatTemplate(load_tokenizer(str(folder)))
+    return ChatTemplate(load_tokenizer(folder))
 
 
 def test_text_equals_the_reference(tmp_path: Path) -> None:
