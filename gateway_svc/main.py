@@ -62,7 +62,7 @@ async def _run(context: StageContext) -> None:
 
     gateway = Gateway(config, core, send, recorded=recorded)
     shell = AsyncShell(
-        context, GatewayInbound, TO_STAGE, gateway.on_messages, lambda m: _obey(gateway, m)
+        context, GatewayInbound, TO_STAGE, gateway.on_messages, lambda m: _obey(gateway, shell, m)
     )
     runner = web.AppRunner(
         make_app(config, gateway),
@@ -79,11 +79,12 @@ async def _run(context: StageContext) -> None:
         await runner.cleanup()
 
 
-def _obey(gateway: Gateway, message: ToStage) -> None:
+def _obey(gateway: Gateway, shell: AsyncShell, message: ToStage) -> None:
     match message:
         case BeginEpoch():
             gateway.begin_epoch(message)
         case ResendUnanswered():
+            shell.forget(TOKENIZER)
             gateway.resend_unanswered()
         case GroupState():
             gateway.on_group_state(message)

@@ -9,9 +9,9 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Self
 
+from shm.closable import Closable
 from shm.errors import HandoverError
 from shm.record import HEADER_BYTES
 from shm.semaphore import create_semaphore
@@ -47,7 +47,7 @@ class RingGeometry:
         return self.stride * self.num_slots
 
 
-class RingDescriptors:
+class RingDescriptors(Closable):
     """The memfd and the semaphores of a ring, or of one end of it.
 
     Owns its descriptors: `for_writer` and `for_reader` return duplicates that are closed on their
@@ -120,17 +120,6 @@ class RingDescriptors:
         self.free.clear()
         for fd in fds:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _duplicate(self, readers: Sequence[int] | Mapping[int, int]) -> "RingDescriptors":
         return RingDescriptors(

@@ -9,9 +9,9 @@ thus never seen. A call that raises has taken nothing, on either end, and can be
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from shm.closable import Closable
 from shm.descriptors import RingDescriptors, RingGeometry, create_ring
 from shm.errors import (
     EpochMismatch,
@@ -60,7 +60,7 @@ class OverflowReceiver(Protocol):
         """
 
 
-class RingWriter:
+class RingWriter(Closable):
     """The writing end; owns the descriptors it is given. Used by one thread.
 
     After `close` every call raises ValueError. A writer is never restarted on its ring: its
@@ -178,19 +178,8 @@ class RingWriter:
         self._overflow.send(self._epoch, self.sequence, parts, deadline)
         self._last_overflow = self.sequence
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class RingReader:
+class RingReader(Closable):
     """One reading end; owns the descriptors it is given. Used by one thread.
 
     After `close` every call raises ValueError. An error other than WriterLate and Interrupted
@@ -317,17 +306,6 @@ class RingReader:
     def _release(self) -> None:
         self.sequence += 1
         self._free.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _num_bytes(part: Buffer) -> int:

@@ -63,6 +63,10 @@ class AsyncShell:
         """Send to the stage that takes such messages."""
         self._outboxes[self._to_stage[type(message)]].send(message)
 
+    def forget(self, stage: str) -> None:
+        """Drop what `stage` has not taken: it was restarted and will be told everything anew."""
+        self._outboxes[stage].forget()
+
     def tell_supervisor(self, message: Message) -> None:
         """Send down the control socket."""
         self._context.control.send(message)

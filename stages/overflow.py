@@ -7,19 +7,18 @@ overflow protocols of `shm.ring`; the ring says when to use it.
 
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 import zmq
 
 from shm import Buffer, Deadline, Interrupted, ReaderLate, RecordCorrupt, WriterLate
+from shm.closable import Closable
 
 DEFAULT_HIGH_WATER_MARK = 2  # payloads, on each side of a channel
 DEFAULT_LINGER_S = 5.0
 _TAG = struct.Struct("<QQ")
 
 
-class ZmqOverflowSender:
+class ZmqOverflowSender(Closable):
     """The writer's half: one PUSH socket for each reader; connects, so a reader may come later.
 
     Belongs to one epoch: what a dead reader left unread would fill the sockets of the next.
@@ -56,19 +55,8 @@ class ZmqOverflowSender:
         for socket in self._sockets.values():
             socket.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class ZmqOverflowReceiver:
+class ZmqOverflowReceiver(Closable):
     """One reader's half: a PULL socket bound to the reader's address."""
 
     def __init__(
@@ -102,17 +90,6 @@ class ZmqOverflowReceiver:
     def close(self) -> None:
         """Close at once."""
         self._socket.close(linger=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _wait(socket: zmq.Socket[bytes], event: int, deadline: Deadline) -> bool:

@@ -9,11 +9,11 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import msgspec
 
+from shm.closable import Closable
 from stages import __version__, messages
 from stages.messages import BeginEpoch, Message
 from stages.stage import Stage
@@ -52,7 +52,7 @@ def schema_hash() -> str:
     return hashlib.sha256(msgspec.json.encode(kinds)).hexdigest()[:16]
 
 
-class RecordedStage:
+class RecordedStage(Closable):
     """A stage that behaves as `core` and writes down every call. Closed by its owner."""
 
     def __init__(self, core: Stage, path: Path, stage: str, incarnation: int, config: bytes):
@@ -89,17 +89,6 @@ class RecordedStage:
     def close(self) -> None:
         """Close the file; everything written is in it already."""
         self._file.close()
-
-    def __enter__(self) -> RecordedStage:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _write(self, record: msgspec.Struct) -> None:
         data = self._encoder.encode(record)

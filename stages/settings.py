@@ -236,6 +236,11 @@ def _validate(config: ServerConfig) -> None:
         raise ConfigError("--gpu-memory-utilization is a share: 0 to 1")
     if config.port > 65535:
         raise ConfigError("--port is at most 65535")
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {config.max_num_batched_tokens} is below --max-num-seqs "
+            f"{config.max_num_seqs}: a step could not give each row a token; raise it"
+        )
     longest = config.facts.max_position_embeddings
     if config.max_model_len > longest:
         raise ConfigError(

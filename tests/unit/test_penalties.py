@@ -83,6 +83,15 @@ def test_slots_are_taken_on_demand_and_reused_clean() -> None:
     assert logits[1, 8] == -1.0  # the table grew without losing its counts
 
 
+def test_a_reused_slot_forgets_the_prompt() -> None:
+    counts = PenaltyCounts(VOCAB, torch.device("cpu"))
+    counts.release(counts.take(ids([0, 5]), ids([0])))
+    slot = counts.take(ids([7]), ids([]))
+    logits = torch.ones(1, VOCAB)
+    counts.penalize(logits, penalty_rows([slot], [SamplingParams(repetition_penalty=2.0)]))
+    assert logits[0].tolist() == [*[1.0] * 7, 0.5, *[1.0] * (VOCAB - 8)]
+
+
 def test_a_long_output_outgrows_the_first_list() -> None:
     counts = PenaltyCounts(VOCAB, torch.device("cpu"))
     slot = counts.take(ids([7]), ids([]))

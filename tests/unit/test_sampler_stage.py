@@ -347,6 +347,19 @@ def test_a_request_id_may_come_back_after_its_end() -> None:
     client = Client()
     client.take(stage.handle([tokens(2), plan(3, new_row(0, 1)), tokens(3, r0=EOS)], 0))
     assert client.ends == {1: (FinishReason.STOP, None)}
+    again = Client()
+    again.take(stage.handle([plan(4, released=[0]), tokens(4), plan(5, new_row(0, 1))], 0))
+    again.take(stage.handle([tokens(5, r0=A), abort(1)], 0))
+    assert again.ends == {1: (FinishReason.ABORT, None)}
+
+
+def test_a_row_keeps_no_stop_tokens_of_an_earlier_request() -> None:
+    stage = make_stage()
+    stage.handle([plan(1, new_row(0, 1)), tokens(1, r0=EOS)], 0)
+    client = Client()
+    client.take(stage.handle([plan(2, new_row(0, 2, stop_token_ids=b""), released=[0])], 0))
+    client.take(stage.handle([tokens(2, r0=EOS), plan(3), tokens(3, r0=A)], 0))
+    assert client.text == {2: "a"} and client.ends == {}
 
 
 def test_results_of_steps_that_nobody_planned_are_dropped() -> None:
@@ -555,6 +568,8 @@ def test_prompt_logprobs_survive_a_preemption() -> None:
     told = said[0]
     assert isinstance(told, PromptLogprobs)
     assert [token.rank for token in told.tokens] == list(range(1, len(ids)))
+    once_more = prompt_record(3, 2, 1, len(ids) - 1)
+    assert of_kind(stage.handle([plan(3), once_more, tokens(3, r2=A)], 0), PromptLogprobs) == []
 
 
 def test_a_prompt_of_one_token_has_no_logprobs() -> None:

@@ -141,6 +141,15 @@ def test_a_released_row_leaves_nothing_to_the_next_request() -> None:
     assert sample(sampler, logits, [2]) == [best]
 
 
+def test_the_callers_rows_may_change_between_steps() -> None:
+    logits = make_logits(2)
+    sampler = make_sampler(SamplingParams(seed=1), SamplingParams(seed=2), GREEDY)
+    rows = np.array([0, 1], dtype=np.int32)
+    sampler.sample(logits, rows)
+    rows[1] = 2
+    assert sampler.sample(logits, rows).token_ids[1] == logits[1].argmax()
+
+
 def test_logits_are_not_written_to() -> None:
     logits = make_logits(20)
     before = logits.clone()
@@ -180,21 +189,29 @@ def tokens_drawn(probs: list[float], params: SamplingParams, n: int = 400) -> se
     ("params", "kept"),
     [
         (SamplingParams(), {0, 1, 2, 3}),
-        (SamplingParams(top_k=2), {0, 1}),
+        (SamplingParams(top_k=2), {1, 2}),
         (SamplingParams(top_k=100), {0, 1, 2, 3}),
-        (SamplingParams(top_p=0.39), {0}),
-        (SamplingParams(top_p=0.45), {0, 1}),  # the token that crosses p is in
-        (SamplingParams(top_p=0.75), {0, 1, 2}),
-        (SamplingParams(top_p=1e-9), {0}),  # at least one
-        (SamplingParams(min_p=0.6), {0, 1}),
-        (SamplingParams(min_p=1.0), {0}),
-        (SamplingParams(top_k=2, top_p=0.55), {0}),  # p of what top_k left: 0.4 of 0.7
-        (SamplingParams(min_p=0.6, top_p=0.55), {0}),  # and of what min_p left
-        (SamplingParams(min_p=0.3, temperature=0.5), {0, 1}),  # behind the temperature
+        (SamplingParams(top_p=0.39), {1}),
+        (SamplingParams(top_p=0.45), {1, 2}),  # the token that crosses p is in
+        (SamplingParams(top_p=0.75), {1, 2, 3}),
+        (SamplingParams(top_p=1e-9), {1}),  # at least one
+        (SamplingParams(min_p=0.6), {1, 2}),
+        (SamplingParams(min_p=1.0), {1}),
+        (SamplingParams(top_k=2, top_p=0.55), {1}),  # p of what top_k left: 0.4 of 0.7
+        (SamplingParams(min_p=0.6, top_p=0.55), {1}),  # and of what min_p left
+        (SamplingParams(min_p=0.3, temperature=0.5), {1, 2}),  # behind the temperature
     ],
 )
 def test_truncation_keeps_the_right_tokens(params: SamplingParams, kept: set[int]) -> None:
-    assert tokens_drawn([0.4, 0.3, 0.2, 0.1], params) == kept
+    assert tokens_drawn([0.1, 0.4, 0.3, 0.2], params) == kept
+
+
+def test_a_draw_is_the_inverse_of_the_cdf() -> None:
+    weights = torch.tensor([[0, 3, 0, 1, 0]]).expand(5, -1)
+    uniforms = torch.tensor([0.0, 0.74, 0.75, 0.99, 1 - 2.0**-53], dtype=torch.float64)
+    assert draw.draw_from_all(weights, uniforms).tolist() == [1, 1, 3, 3, 3]
+    huge = weights * 2**46  # beyond what float64 holds exactly
+    assert draw.draw_from_all(huge, uniforms).tolist() == [1, 1, 3, 3, 3]
 
 
 def test_among_equals_the_smallest_set_is_kept() -> None:

@@ -86,6 +86,7 @@ def test_a_model_made_to_be_greedy_is_greedy(tmp_path: Path) -> None:
     [
         (["--port", "x"], ["--port", "whole number"]),
         (["--max-num-seqs", "0"], ["--max-num-seqs", "at least 1"]),
+        (["--max-num-seqs", "2000"], ["--max-num-batched-tokens", "--max-num-seqs"]),
         (["--max-model-len", "513"], ["--max-model-len", "512"]),
         (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "0 to 1"]),
         (["--record", "nobody=x"], ["--record", "scheduler"]),
