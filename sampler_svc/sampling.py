@@ -69,7 +69,9 @@ class RowSampler:
             self._rows.penalty_slots[new_row.row] = self._counts.take(prompt, outputs)
 
     def release(self, rows: Int32Array) -> None:
-        """Forget the requests in these rows: int32 [n]."""
+        """Forget the requests in these rows: int32 [n], in most steps none."""
+        if not len(rows):
+            return
         self._batch = None
         slots = self._rows.penalty_slots[rows]
         for slot in slots[slots != NO_SLOT].tolist():

@@ -13,6 +13,7 @@ from torch import Tensor
 from sampler_svc import draw
 from sampler_svc.host_sampler import HostSampler
 from sampler_svc.sampling import RowSampler, prompt_logprobs
+from sampler_svc.sampling_rows import SamplingRows
 from stages.columns import f32, f32_bytes, i32, i32_bytes
 from stages.messages import SamplingParams, StepLogits
 from tests.sampling_reference import new_row
@@ -148,6 +149,14 @@ def test_the_callers_rows_may_change_between_steps() -> None:
     sampler.sample(logits, rows)
     rows[1] = 2
     assert sampler.sample(logits, rows).token_ids[1] == logits[1].argmax()
+
+
+def test_steady_rows_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make_sampler(*mixed_params(10))
+    sample(sampler, make_logits(10))
+    monkeypatch.delattr(SamplingRows, "batch")
+    sampler.release(np.array([], dtype=np.int32))
+    assert len(sample(sampler, make_logits(10))) == 10
 
 
 def test_logits_are_not_written_to() -> None:
