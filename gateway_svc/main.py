@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import uvloop
 from aiohttp import web
 
@@ -60,10 +62,14 @@ async def _run(context: StageContext) -> None:
         else:
             shell.send(message)
 
+    def on_control(message: ToStage) -> None:
+        _obey(gateway, shell, message)
+        if isinstance(message, BeginEpoch):
+            has_epoch.set()
+
+    has_epoch = asyncio.Event()
     gateway = Gateway(config, core, send, recorded=recorded)
-    shell = AsyncShell(
-        context, GatewayInbound, TO_STAGE, gateway.on_messages, lambda m: _obey(gateway, shell, m)
-    )
+    shell = AsyncShell(context, GatewayInbound, TO_STAGE, gateway.on_messages, on_control)
     runner = web.AppRunner(
         make_app(config, gateway),
         handler_cancellation=True,  # off by default: a client that left would go unnoticed
@@ -71,12 +77,23 @@ async def _run(context: StageContext) -> None:
         access_log=None,
     )
     await runner.setup()
-    assert context.listener is not None
-    await web.SockSite(runner, context.listener).start()
+    listening = asyncio.create_task(_listen(context, runner, has_epoch))
     try:
         await shell.run(core)
     finally:
+        listening.cancel()
         await runner.cleanup()
+
+
+async def _listen(context: StageContext, runner: web.AppRunner, has_epoch: asyncio.Event) -> None:
+    """Accept clients: the first gateway at once, so that probes are answered while models load.
+
+    One that takes another's place leaves them in the kernel's queue until it can serve them.
+    """
+    if context.incarnation > 1:
+        await has_epoch.wait()
+    assert context.listener is not None
+    await web.SockSite(runner, context.listener).start()
 
 
 def _obey(gateway: Gateway, shell: AsyncShell, message: ToStage) -> None:

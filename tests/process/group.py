@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+from openai import OpenAI
 
 from stages.status import StatusReport, ask_status
 
@@ -32,6 +33,7 @@ class Group:
         self.url = ""
         self.ready_seconds = 0.0
         self.log: deque[str] = deque(maxlen=2000)
+        self._clients: list[OpenAI] = []
         command = [sys.executable, "-m", "stages.cli", "serve", *arguments]
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--run-dir", str(run_dir)],
@@ -66,6 +68,12 @@ class Group:
     def text(self) -> str:
         """The whole log."""
         return "\n".join(self.log)
+
+    def client(self) -> OpenAI:
+        """An OpenAI client that retries nothing; closed with the group."""
+        client = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=90)
+        self._clients.append(client)
+        return client
 
     def status(self) -> StatusReport:
         """As `headrace status` sees it."""
@@ -105,6 +113,8 @@ class Group:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for client in self._clients:
+            client.close()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

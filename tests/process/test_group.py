@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from openai import APIConnectionError, APIStatusError, OpenAI
+from openai import APIConnectionError, APIStatusError
 
 from stages.topology import STAGES
 from tests.process.group import Group, metric, serving
@@ -36,10 +36,6 @@ def group(run_dir: Path) -> Iterator[Group]:
         yield group
 
 
-def client(group: Group, **options: object) -> OpenAI:
-    return OpenAI(base_url=f"{group.url}/v1", api_key="none", max_retries=0, timeout=60, **options)
-
-
 def get(group: Group, path: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(group.url.removeprefix("http://"), timeout=10)
     try:
@@ -51,7 +47,7 @@ def get(group: Group, path: str) -> tuple[int, bytes]:
 
 
 def ask(group: Group, max_tokens: int = 16) -> str:
-    answer = client(group).chat.completions.create(
+    answer = group.client().chat.completions.create(
         model="headrace-embedded",
         messages=[{"role": "user", "content": PROMPT}],
         max_tokens=max_tokens,
@@ -107,7 +103,7 @@ def test_sockets_listen_on_the_loopback_only(group: Group) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_drains_open_requests(group: Group, number: signal.Signals) -> None:
-    stream = client(group).completions.create(
+    stream = group.client().completions.create(
         model="headrace-embedded",
         prompt=PROMPT,
         max_tokens=300,
@@ -125,7 +121,7 @@ def test_it_drains_open_requests(group: Group, number: signal.Signals) -> None:
 
 
 def test_a_drain_refuses_new_requests(group: Group) -> None:
-    stream = client(group).completions.create(
+    stream = group.client().completions.create(
         model="headrace-embedded",
         prompt=PROMPT,
         max_tokens=1500,
@@ -146,7 +142,7 @@ def test_a_drain_refuses_new_requests(group: Group) -> None:
 
 def test_a_second_signal_aborts(group: Group) -> None:
     processes = family(group)
-    stream = client(group).completions.create(
+    stream = group.client().completions.create(
         model="headrace-embedded",
         prompt=PROMPT,
         max_tokens=2000,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from openai import OpenAI
 
 from tests.process.group import Group, serving
 
@@ -49,7 +48,7 @@ class Countdown:
 
 def run_streams(group: Group, kind: str, on_chunk: object = lambda: None) -> list[str]:
     """The texts of eight concurrent streams, each of exactly MAX_TOKENS tokens."""
-    client = OpenAI(base_url=f"{group.url}/v1", api_key="none", max_retries=0, timeout=90)
+    client = group.client()
     sampling = {"temperature": 0} if kind == "greedy" else {"temperature": 1.2, "top_p": 0.95}
 
     def run(index: int) -> str:
