@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from gateway_svc.limits import WRITE_TIMEOUT_S
 
@@ -16,12 +16,26 @@ HEADERS = {
     "X-Accel-Buffering": "no",
 }
 STREAM_STARTED: web.RequestKey[bool] = web.RequestKey("stream_started", bool)
+HOLE = "\0"
+"""Stands for the text that varies in the document of an `EventTemplate`."""
 _encoder = msgspec.json.Encoder()
+_HOLE_JSON = _encoder.encode(HOLE)
 
 
 def event(document: msgspec.Struct) -> bytes:
     """Give one event."""
     return b"data: " + _encoder.encode(document) + b"\n\n"
+
+
+class EventTemplate:
+    """An event in which one text varies: what stands around it is encoded once."""
+
+    def __init__(self, document: msgspec.Struct) -> None:
+        self._before, self._behind = event(document).split(_HOLE_JSON)
+
+    def fill(self, text: str) -> bytes:
+        """Give the event with this text."""
+        return self._before + _encoder.encode(text) + self._behind
 
 
 class EventStream:
@@ -33,6 +47,10 @@ class EventStream:
     def __init__(self, request: web.Request) -> None:
         self._request = request
         self.response = web.StreamResponse(headers=HEADERS)
+        if request.version >= HttpVersion11:
+            self.response.enable_chunked_encoding()
+        self._transport = request.transport
+        self._protocol = request.protocol
 
     @property
     def is_started(self) -> bool:
@@ -46,6 +64,23 @@ class EventStream:
             await self.response.prepare(self._request)
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await self.response.write(data)
+
+    def write_now(self, data: bytes) -> bool:
+        """Write events without waiting; False if that cannot be: then use `write`.
+
+        Only while no `write` is going on. This is the body's own chunked encoding, because
+        aiohttp's `write` is a coroutine: it would cost more than the rest of a token's way.
+        """
+        transport = self._transport
+        if (
+            transport is None
+            or transport.is_closing()
+            or self._protocol.writing_paused
+            or not (self.response.prepared and self.response.chunked)
+        ):
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     async def end(self) -> None:
         """Finish the response."""

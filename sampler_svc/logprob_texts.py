@@ -51,6 +51,11 @@ def prompt_logprobs_of(
     return tokens
 
 
+def first_token_logprob(prompt_token_ids: Int32Array, detokenizer: Detokenizer) -> TokenLogprob:
+    """Give the entry of a prompt's first token, which nothing predicts."""
+    return _token_logprob(int(prompt_token_ids[0]), 0.0, 0, [], detokenizer)
+
+
 def _token_logprob(
     token_id: int, logprob: float, rank: int, top: list[TopLogprob], detokenizer: Detokenizer
 ) -> TokenLogprob:

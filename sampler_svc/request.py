@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sampler_svc.detokenizer import Detokenizer
+from sampler_svc.logprob_texts import first_token_logprob
 from sampler_svc.stop_strings import StopStrings
 from stages.columns import i32
 from stages.messages import FinishReason, NewRow, SamplingParams, TokenLogprob
@@ -49,8 +50,8 @@ class RequestText:
 class Request:
     """A request that has not ended, with a row or (preempted) without.
 
-    `prompt_logprobs`: those of positions 1, 2, .. of the prompt that are there so far, None if
-    the request wants none or all have been told.
+    `prompt_logprobs`: those of the prompt's first tokens that are there so far, None if the
+    request wants none or all have been told.
     """
 
     __slots__ = ("params", "prompt_logprobs", "prompt_token_ids", "request_id", "row", "text")
@@ -64,16 +65,18 @@ class Request:
         # A request that comes with outputs has been told its prompt's, in an earlier epoch.
         is_fresh = len(self.prompt_token_ids) == len(new.token_ids)
         self.prompt_logprobs: list[TokenLogprob] | None = (
-            [] if is_fresh and new.params.prompt_logprobs >= 0 else None
+            [first_token_logprob(i32(self.prompt_token_ids), detokenizer)]
+            if is_fresh and new.params.prompt_logprobs >= 0
+            else None
         )
 
     @property
     def has_all_prompt_logprobs(self) -> bool:
-        """Whether they are wanted, not yet told, and complete; the first position has none."""
+        """Whether they are wanted, not yet told, and complete."""
         logprobs = self.prompt_logprobs
-        return logprobs is not None and 4 * (len(logprobs) + 1) >= len(self.prompt_token_ids)
+        return logprobs is not None and 4 * len(logprobs) >= len(self.prompt_token_ids)
 
     def add_prompt_logprobs(self, start: int, tokens: list[TokenLogprob]) -> None:
         """Add those of positions `start`, ..; what a preemption made come twice is dropped."""
         if self.prompt_logprobs is not None:
-            self.prompt_logprobs += tokens[len(self.prompt_logprobs) + 1 - start :]
+            self.prompt_logprobs += tokens[len(self.prompt_logprobs) - start :]

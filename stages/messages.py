@@ -357,7 +357,10 @@ class OutputLogprobs(Message, frozen=True):
 
 
 class PromptLogprobs(Message, frozen=True):
-    """Log-probabilities of prompt tokens, whole, sent before the first `TextOutputs`."""
+    """Log-probabilities of the whole prompt, sent before the first `TextOutputs`.
+
+    Nothing predicts the first token: its entry has rank 0 and no alternatives.
+    """
 
     request_id: int
     epoch: int

@@ -20,6 +20,7 @@ from gateway_svc.openai.logprobs import ChatLogprobs, chat_logprobs
 from gateway_svc.openai.outputs import Output, Usage
 from gateway_svc.openai.prompts import chat_prompt
 from gateway_svc.openai.sampling import draft_requests, sampling_params
+from gateway_svc.sse import HOLE
 
 
 class ReplyMessage(msgspec.Struct, frozen=True):
@@ -117,6 +118,12 @@ class ChatWording:
         )
         chunks.append(self._chunk(choice, usage))
         return chunks
+
+    def text_chunk(self, index: int) -> ChatChunk | None:
+        """As `Wording.text_chunk`."""
+        if self._has_logprobs or index not in self._with_role:
+            return None
+        return self._chunk(ChunkChoice(index, ReplyDelta(content=HOLE)), None)
 
     def last_chunk(self, usage: Usage) -> ChatChunk:
         """As `Wording.last_chunk`."""

@@ -16,10 +16,11 @@ from gateway_svc.openai.check import check_completion, check_max_tokens, check_s
 from gateway_svc.openai.decode import BodyDecoder
 from gateway_svc.openai.fields import CompletionFields, StreamOptions
 from gateway_svc.openai.generation import Job, make_job, respond
-from gateway_svc.openai.logprobs import TextLogprobs, text_logprobs, whole_prompt
+from gateway_svc.openai.logprobs import TextLogprobs, text_logprobs
 from gateway_svc.openai.outputs import Output, Usage
 from gateway_svc.openai.prompts import PromptDecoder
 from gateway_svc.openai.sampling import draft_requests, sampling_params
+from gateway_svc.sse import HOLE
 from stages.messages import TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16
@@ -71,6 +72,13 @@ class CompletionWording:
             return []
         return [self._answer([self._choice(output)], usage or self._no_usage)]
 
+    def text_chunk(self, index: int) -> Completion | None:
+        """As `Wording.text_chunk`."""
+        is_plain = self._has_output and not self._has_logprobs and not self._has_echo
+        if not is_plain:
+            return None
+        return self._answer([Choice(index, HOLE, None, None, None)], self._no_usage)
+
     def last_chunk(self, usage: Usage) -> Completion:
         """As `Wording.last_chunk`."""
         return self._answer([], usage)
@@ -101,7 +109,7 @@ class CompletionWording:
         self._echoed.add(output.index)
         if not self._has_logprobs:
             return output.prompt_text, []
-        return output.prompt_text, whole_prompt(output.prompt_text, output.prompt_logprobs)
+        return output.prompt_text, output.prompt_logprobs
 
     def _logprobs(
         self, index: int, prompt: Sequence[TokenLogprob], output: Sequence[TokenLogprob]

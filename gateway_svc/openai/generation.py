@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from gateway_svc import sse
+from gateway_svc.deliveries import Delta
 from gateway_svc.gateway import Gateway
 from gateway_svc.inbox import SlowClient
 from gateway_svc.openai.errors import error_body
@@ -27,6 +28,12 @@ class Wording(Protocol):
 
     def chunks(self, output: Output, usage: Usage | None) -> list[msgspec.Struct]:
         """Word what is new of a choice; empty if it is nothing to tell."""
+
+    def text_chunk(self, index: int) -> msgspec.Struct | None:
+        """Word a piece of text of choice `index`, the text being `HOLE`.
+
+        None where the choice's next chunk has more to tell than text.
+        """
 
     def last_chunk(self, usage: Usage) -> msgspec.Struct:
         """Word the chunk that has the usage and no choice."""
@@ -61,6 +68,39 @@ def make_job(
     )
 
 
+class Shortcut:
+    """Writes pieces of plain text as they are delivered, while the stream's handler waits.
+
+    The first chunk of a choice, its last, and whatever has more to tell than text are left to the
+    handler, and so is everything while the client's connection is backed up.
+    """
+
+    def __init__(self, stream: sse.EventStream, outputs: Outputs, job: Job) -> None:
+        self._stream = stream
+        self._outputs = outputs
+        self._wording = job.wording
+        self._is_allowed = not job.stream_options.continuous_usage_stats
+        self._templates: dict[int, sse.EventTemplate] = {}
+
+    def write(self, delta: Delta) -> bool:
+        """Write what a step gave one choice; False if the handler has to."""
+        output = self._outputs.of(delta)
+        template = self._templates.get(output.index) or self._learn(output.index)
+        if template is None or delta.finish_reason or delta.logprobs:
+            return False
+        if delta.text and not self._stream.write_now(template.fill(delta.text)):
+            return False
+        output.num_tokens += delta.num_tokens
+        return True
+
+    def _learn(self, index: int) -> sse.EventTemplate | None:
+        document = self._wording.text_chunk(index) if self._is_allowed else None
+        if document is None:
+            return None
+        template = self._templates[index] = sse.EventTemplate(document)
+        return template
+
+
 async def respond(request: web.Request, gateway: Gateway, job: Job) -> web.StreamResponse:
     """Answer `request`; raises `RequestError` as long as an error can still be a status."""
     if job.is_stream:
@@ -78,8 +118,10 @@ async def _stream(request: web.Request, gateway: Gateway, job: Job) -> web.Strea
     stream = sse.EventStream(request)
     try:
         with gateway.generate(job.requests) as inbox:
+            outputs = Outputs(inbox)
             inbox.hang_up = stream.hang_up
-            await _write_answer(stream, Outputs(inbox), job)
+            inbox.shortcut = Shortcut(stream, outputs, job).write
+            await _write_answer(stream, outputs, job)
     except (ConnectionResetError, TimeoutError, SlowClient):
         stream.hang_up()
     return stream.response

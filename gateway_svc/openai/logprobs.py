@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from stages.finish import NO_TOKEN
 from stages.messages import TokenLogprob
 
 MIN_LOGPROB = -9999.0
@@ -81,15 +80,6 @@ def text_logprobs(
         result.text_offset.append(offset)
         offset += len(token.token)
     return result
-
-
-def whole_prompt(prompt_text: str, others: Sequence[TokenLogprob]) -> list[TokenLogprob]:
-    """Put a prompt's first token ahead of the `others`.
-
-    Nothing predicts it, so the pipeline tells nothing of it: its text is what they leave over.
-    """
-    text = prompt_text[: max(0, len(prompt_text) - sum(len(other.token) for other in others))]
-    return [TokenLogprob(text, text.encode(), NO_TOKEN, 0.0, 0, []), *others]
 
 
 def _alternatives(token: TokenLogprob) -> dict[str, float]:

@@ -23,7 +23,7 @@ from stages.messages import (
 class Output:
     """One choice. `take` empties `_texts` and `_logprobs`, which is what streaming does.
 
-    `prompt_logprobs`: of the prompt's tokens but the first.
+    `prompt_logprobs`: of the prompt's tokens; the first has rank 0.
     """
 
     index: int
@@ -98,6 +98,10 @@ class Outputs:
         """Every choice has ended."""
         return self._num_unfinished == 0
 
+    def of(self, delivery: Delivery) -> Output:
+        """Give the choice that a delivery is about."""
+        return self.choices[self._inbox.index(delivery)]
+
     async def advance(self) -> list[Output]:
         """Wait for deliveries; give the choices that got some, in the order of arrival.
 
@@ -105,7 +109,7 @@ class Outputs:
         """
         touched: dict[int, Output] = {}
         for delivery in await self._inbox.take():
-            output = self.choices[self._inbox.index(delivery)]
+            output = self.of(delivery)
             output.add(delivery)
             self._num_unfinished -= bool(output.finish_reason)
             touched[output.index] = output

@@ -90,6 +90,11 @@ def token_logprob(text: str, token_id: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(text, text.encode(), token_id, -0.5, 1, top)
 
 
+def first_token(text: str) -> TokenLogprob:
+    """The entry of a prompt's first token."""
+    return TokenLogprob(text, text.encode(), 0, 0.0, 0, [])
+
+
 def started(generate: Generate) -> RequestStarted:
     """The request has its row."""
     prompt_text = PROMPT_TEXT if generate.params.echo else ""
@@ -103,8 +108,9 @@ def answer(generate: Generate) -> list[Message]:
     request_id, epoch, params = generate.request_id, generate.epoch, generate.params
     steps: list[Message] = [started(generate)]
     if params.prompt_logprobs >= 0:
-        others = PROMPT_TEXT[1:]
-        prompt = [token_logprob(char, ord(char), params.prompt_logprobs) for char in others]
+        prompt = [first_token(PROMPT_TEXT[0])]
+        for char in PROMPT_TEXT[1:]:
+            prompt.append(token_logprob(char, ord(char), params.prompt_logprobs))
         steps.append(PromptLogprobs(request_id, epoch, prompt))
     num_tokens = params.max_tokens or 3
     first = len(generate.output_token_ids) // 4

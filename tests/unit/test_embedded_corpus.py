@@ -1,7 +1,11 @@
 """The training text is seeded, right, and never tells what the evaluation asks."""
 
 import itertools
+import json
+import math
 import re
+import struct
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -149,3 +153,23 @@ def test_the_last_number_of_an_answer_counts(answer: str, is_right: bool) -> Non
 def test_questions_are_seeded() -> None:
     assert evaluate.questions(1, 20) == evaluate.questions(1, 20)
     assert evaluate.questions(1, 20) != evaluate.questions(2, 20)
+
+
+def test_the_shipped_model_keeps_its_limits() -> None:
+    folder = Path(evaluate.__file__).parent / "model"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 16 * 1024 * 1024
+    with (folder / "model.safetensors").open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_bytes))
+    tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+    assert {tensor["dtype"] for tensor in tensors} == {"BF16"}
+    assert sum(math.prod(tensor["shape"]) for tensor in tensors) <= 8_000_000
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_the_shipped_tokenizer_gives_each_digit_a_token() -> None:
+    tokenizer = json.loads((Path(evaluate.__file__).parent / "model/tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    assert set("0123456789") <= set(vocabulary)
+    assert not [token for token in vocabulary if len(token) > 1 and re.search(r"\d", token)]

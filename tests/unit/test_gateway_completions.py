@@ -22,6 +22,7 @@ from tests.unit.gateway_fakes import (
     NUM_PROMPT_TOKENS,
     PROMPT_TEXT,
     events,
+    first_token,
     serving,
     text_outputs,
 )
@@ -169,7 +170,7 @@ async def test_a_prompt_of_one_token_has_no_logprob() -> None:
         request_id, epoch = generate.request_id, generate.epoch
         return [
             RequestStarted(request_id, epoch, 1, 0, "x"),
-            PromptLogprobs(request_id, epoch, []),
+            PromptLogprobs(request_id, epoch, [first_token("x")]),
             text_outputs(epoch, (request_id, [1], "y", FinishReason.LENGTH)),
         ]
 

@@ -550,9 +550,11 @@ def test_prompt_logprobs_are_told_whole_before_the_first_text() -> None:
     assert [type(message) for message in said] == [PromptLogprobs, TextOutputs]
     told = said[0]
     assert isinstance(told, PromptLogprobs)
-    assert [token.token_id for token in told.tokens] == ids[1:]
-    assert [token.logprob for token in told.tokens] == [-float(i) for i in range(1, len(ids))]
-    assert [token.top[0].token_id for token in told.tokens] == [A] * (len(ids) - 1)
+    assert [token.token_id for token in told.tokens] == ids
+    assert [token.rank for token in told.tokens] == list(range(len(ids)))
+    others = told.tokens[1:]
+    assert [token.logprob for token in others] == [-float(i) for i in range(1, len(ids))]
+    assert [token.top[0].token_id for token in others] == [A] * (len(ids) - 1)
 
 
 def test_prompt_logprobs_survive_a_preemption() -> None:
@@ -567,14 +569,16 @@ def test_prompt_logprobs_survive_a_preemption() -> None:
     assert [type(message) for message in said] == [PromptLogprobs, TextOutputs]
     told = said[0]
     assert isinstance(told, PromptLogprobs)
-    assert [token.rank for token in told.tokens] == list(range(1, len(ids)))
+    assert [token.rank for token in told.tokens] == list(range(len(ids)))
     once_more = prompt_record(3, 2, 1, len(ids) - 1)
     assert of_kind(stage.handle([plan(3), once_more, tokens(3, r2=A)], 0), PromptLogprobs) == []
 
 
 def test_a_prompt_of_one_token_has_no_logprobs() -> None:
     said = make_stage().handle([plan(1, new_row(0, 1, prompt="a", prompt_logprobs=0))], 0)
-    assert said[1:] == [PromptLogprobs(1, EPOCH, [])]
+    told = said[1]
+    assert isinstance(told, PromptLogprobs)
+    assert [(token.token, token.rank, token.top) for token in told.tokens] == [("a", 0, [])]
 
 
 # ── placement `process` ──────────────────────────────────────────────────────────────────────
