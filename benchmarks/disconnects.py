@@ -20,11 +20,12 @@ CONCURRENCY = 64
 HELD = ("vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
-async def hang_up(host: str, port: int, seed: int) -> str:
+async def hang_up(host: str, port: int, model: str, seed: int) -> str:
     """Send one request and leave before, during or after its answer; says when."""
     rng = random.Random(seed)
     body = json.dumps(
         {
+            "model": model,
             "prompt": "Tell me a story about "
             + rng.choice(["a fox", "a river", "the mill"]) * rng.randint(1, 20),
             "max_tokens": rng.randint(1, 200),
@@ -63,14 +64,11 @@ async def fetch(host: str, port: int, path: str) -> str:
     return text.partition("\r\n\r\n")[2]
 
 
-def held(metrics: str) -> dict[str, float]:
-    """What the scheduler holds, from the metrics' text."""
-    values = {}
-    for name in HELD:
-        found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", metrics, re.MULTILINE)
-        assert found is not None, f"no metric {name}"
-        values[name] = float(found.group(1))
-    return values
+def sample(metrics: str, name: str) -> float:
+    """One metric's value, from the metrics' text."""
+    found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", metrics, re.MULTILINE)
+    assert found is not None, f"no metric {name}"
+    return float(found.group(1))
 
 
 async def wait_idle(host: str, port: int, timeout_s: float) -> dict[str, float]:
@@ -79,7 +77,8 @@ async def wait_idle(host: str, port: int, timeout_s: float) -> dict[str, float]:
     while True:
         await asyncio.sleep(1.5)
         state = json.loads(await fetch(host, port, "/debug/state"))
-        values = held(await fetch(host, port, "/metrics"))
+        metrics = await fetch(host, port, "/metrics")
+        values = {name: sample(metrics, name) for name in HELD}
         values["open requests"] = state["gateway"]["num_open"]
         if not any(values.values()) or time.monotonic() > deadline:
             return values
@@ -89,12 +88,13 @@ async def main(url: str, clients: int) -> int:
     """Run; returns the exit code."""
     address = urlsplit(url)
     host, port = address.hostname or "127.0.0.1", address.port or 80
+    model = json.loads(await fetch(host, port, "/v1/models"))["data"][0]["id"]
     gate = asyncio.Semaphore(CONCURRENCY)
     moments: dict[str, int] = {}
 
     async def one(seed: int) -> None:
         async with gate:
-            moment = await hang_up(host, port, seed)
+            moment = await hang_up(host, port, model, seed)
             moments[moment] = moments.get(moment, 0) + 1
 
     started = time.monotonic()
@@ -102,7 +102,9 @@ async def main(url: str, clients: int) -> int:
     print(f"{clients} clients hung up in {time.monotonic() - started:.1f} s: {moments}")
     values = await wait_idle(host, port, 60)
     print("the server holds:", values)
-    return 1 if any(values.values()) else 0
+    num_tokens = sample(await fetch(host, port, "/metrics"), "vllm:generation_tokens_total")
+    print(f"it generated {num_tokens:.0f} tokens for them")
+    return 1 if any(values.values()) or num_tokens == 0 else 0
 
 
 if __name__ == "__main__":

@@ -49,29 +49,37 @@ class Asker:
 
     def __init__(self, url: str) -> None:
         self._address = urlsplit(url).netloc
+        self._model = self._call("GET", "/v1/models")["data"][0]["id"]
 
     def __call__(self, conversations: Sequence[ChatMessages]) -> list[str]:
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             return list(pool.map(self._ask, conversations))
 
     def _ask(self, messages: ChatMessages) -> str:
-        body = {"messages": messages, "temperature": 0, "max_tokens": ANSWER_TOKENS}
+        answer = self._call(
+            "POST",
+            "/v1/chat/completions",
+            {
+                "model": self._model,
+                "messages": messages,
+                "temperature": 0,
+                "max_tokens": ANSWER_TOKENS,
+            },
+        )
+        return str(answer["choices"][0]["message"]["content"])
+
+    def _call(self, method: str, path: str, body: dict[str, object] | None = None) -> Any:
         connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)
+        content = None if body is None else msgspec.json.encode(body)
         try:
-            connection.request(
-                "POST",
-                "/v1/chat/completions",
-                msgspec.json.encode(body),
-                {"Content-Type": "application/json"},
-            )
+            connection.request(method, path, content, {"Content-Type": "application/json"})
             response = connection.getresponse()
             data = response.read()
         finally:
             connection.close()
         if response.status != 200:
             raise HeadraceError(f"the server answered {response.status}: {data[:300]!r}")
-        answer: dict[str, Any] = msgspec.json.decode(data)
-        return str(answer["choices"][0]["message"]["content"])
+        return msgspec.json.decode(data)
 
 
 @contextmanager

@@ -142,9 +142,10 @@ def serving(run_dir: Path, *arguments: str) -> Iterator[Group]:
             assert group.stop() == 0, group.text()
 
 
-def metric(text: str, name: str) -> float:
-    """The sum of a metric's samples in a Prometheus text."""
-    values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+def metric(text: str, name: str, label: str = "") -> float:
+    """The sum of a metric's samples, those with `label`, in a Prometheus text."""
+    labels = rf"(?:{{[^}}]*{re.escape(label)}[^}}]*}})"
+    values = re.findall(rf"^{re.escape(name)}{labels}{'' if label else '?'} (\S+)$", text, re.M)
     assert values, f"no metric {name}"
     return sum(float(value) for value in values)
 

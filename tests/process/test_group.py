@@ -228,6 +228,7 @@ def test_a_thousand_disconnects_leave_every_block_free(group: Group) -> None:
 
     def hang_up(index: int) -> None:
         body = {
+            "model": "headrace-embedded",
             "prompt": PROMPT + str(index % 7) * (index % 40),
             "max_tokens": 200,
             "stream": index % 2 == 0,
@@ -247,6 +248,10 @@ def test_a_thousand_disconnects_leave_every_block_free(group: Group) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(hang_up, range(1000)))
     wait_until_idle(group)
+    # Requests did run, and many of them were aborted on their way.
+    text = get(group, "/metrics")[1].decode()
+    assert metric(text, "vllm:generation_tokens_total") > 1000
+    assert metric(text, "vllm:request_success_total", 'finished_reason="abort"') > 100
     assert ask(group)
 
 
