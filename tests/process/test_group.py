@@ -250,7 +250,7 @@ def test_a_thousand_disconnects_leave_every_block_free(group: Group) -> None:
     wait_until_idle(group)
     # Requests did run, and many of them were aborted on their way.
     text = get(group, "/metrics")[1].decode()
-    assert metric(text, "vllm:generation_tokens_total") > 1000
+    assert metric(text, "vllm:generation_tokens_total") > 100
     assert metric(text, "vllm:request_success_total", 'finished_reason="abort"') > 100
     assert ask(group)
 
