@@ -15,11 +15,13 @@ from torch import Tensor
 
 from executor_svc.batch import ForwardBatch
 from stages.columns import Int32Array, i32
-from stages.messages import ExecuteStep, NewRow
+from stages.messages import ExecuteStep, NewRow, StepTokens
 from stages.persistent_batch import PersistentBatch, StepRows
 
 # A row that wants no prompt log-probabilities.
 NO_PROMPT_LOGPROBS = -1
+# A row that awaits no token.
+NO_STEP = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class RowTable:
         self._num_prompt_tokens = np.zeros(max_num_rows, dtype=np.int32)
         self._num_prompt_logprobs = np.full(max_num_rows, NO_PROMPT_LOGPROBS, dtype=np.int32)
         self._last_token_ids = np.zeros(max_num_rows, dtype=np.int32)
+        self._awaited_step = np.zeros(max_num_rows, dtype=np.int64)
 
     def apply(self, step: ExecuteStep) -> StepInputs:
         """Advance to `step` and lay out its batch."""
@@ -73,6 +76,21 @@ class RowTable:
         self._append_blocks(i32(step.block_rows), i32(step.block_ids))
         return self._inputs(self._rows.apply(step))
 
+    def has_inputs(self, step: ExecuteStep) -> bool:
+        """Whether the token that each decoding row of `step` starts from has come."""
+        return not self._awaited_step[self._rows.decoding_after(step)].any()
+
+    def await_tokens(self, step_id: int, rows: Int32Array) -> None:
+        """Note that these rows' tokens of a step are being sampled elsewhere."""
+        self._awaited_step[rows] = step_id
+
+    def receive_tokens(self, message: StepTokens) -> None:
+        """Take tokens that were sampled elsewhere; those of a row's former owner are ignored."""
+        rows, token_ids = i32(message.rows), i32(message.token_ids)
+        is_awaited = self._awaited_step[rows] == message.step_id
+        self.set_last_tokens(rows[is_awaited], token_ids[is_awaited])
+        self._awaited_step[rows[is_awaited]] = NO_STEP
+
     def set_last_tokens(self, rows: Int32Array, token_ids: Int32Array) -> None:
         """Note the sampled tokens: the next decode step of these rows starts from them."""
         self._last_token_ids[rows] = token_ids
@@ -81,6 +99,7 @@ class RowTable:
         self._block_tables[rows] = 0
         self._num_blocks[rows] = 0
         self._num_prompt_logprobs[rows] = NO_PROMPT_LOGPROBS
+        self._awaited_step[rows] = NO_STEP
 
     def _admit(self, new: NewRow) -> None:
         token_ids, block_ids = i32(new.token_ids), i32(new.block_ids)

@@ -31,8 +31,9 @@ from stages.messages import (
 class ExecutorStage:
     """Placement `device`: samples right behind the logits and publishes `StepTokens`.
 
-    Placement `process`: publishes `StepLogits`; the sampler answers with `StepTokens`, and no next
-    step starts before them, because it needs the tokens as its input.
+    Placement `process`: publishes `StepLogits`; the sampler answers with `StepTokens`, and a step
+    starts when the tokens of its decoding rows are there. The scheduler alternates two halves of
+    the batch, so that the next step's mostly are.
     """
 
     def __init__(self, config: ServerConfig, model: Model, kv_cache: KvCache) -> None:
@@ -44,13 +45,11 @@ class ExecutorStage:
         self._num_steps = 0
         self._num_tokens = 0
         self._waiting: deque[ExecuteStep] = deque()
-        self._awaits_tokens = False
         self._rows, self._sampler = self._make_rows()
 
     def begin_epoch(self, message: BeginEpoch) -> None:
         """Free every row; the KV cache keeps its content, which the scheduler may still use."""
         self._waiting.clear()
-        self._awaits_tokens = False
         self._rows, self._sampler = self._make_rows()
 
     def handle(self, messages: Sequence[Message], now_ns: int) -> list[Message]:
@@ -60,9 +59,8 @@ class ExecutorStage:
             if isinstance(message, ExecuteStep):
                 self._waiting.append(message)
             elif isinstance(message, StepTokens) and not self._samples_here:
-                self._rows.set_last_tokens(i32(message.rows), i32(message.token_ids))
-                self._awaits_tokens = False
-            while self._waiting and not self._awaits_tokens:
+                self._rows.receive_tokens(message)
+            while self._waiting and self._rows.has_inputs(self._waiting[0]):
                 said += self._execute(self._waiting.popleft())
         return said
 
@@ -96,7 +94,7 @@ class ExecutorStage:
         to_sample = logits[: len(inputs.sampled_rows)]
         if self._samples_here:
             return [*prompts, *self._sample(step, inputs.sampled_rows, to_sample)]
-        self._awaits_tokens = True
+        self._rows.await_tokens(step.step_id, inputs.sampled_rows)
         rows, data = i32_bytes(inputs.sampled_rows), to_sample.numpy().tobytes()
         return [*prompts, StepLogits(step.step_id, rows, self._vocab_size, data)]
 

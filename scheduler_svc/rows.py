@@ -80,6 +80,12 @@ class RowTable:
         """Running rows that may be victims; those about to end give their blocks anyway."""
         return _indices((self.status == RUNNING) & ~self.is_protected & ~self._has_all_planned())
 
+    def awaits_token(self, rows: Int32Array) -> NDArray[np.bool_]:
+        """Which of these rows have a token in flight: bool [n]."""
+        num_outputs_planned = self.num_known[rows] - self.num_prompt[rows]
+        awaits: NDArray[np.bool_] = num_outputs_planned > self.num_output[rows]
+        return awaits
+
     def is_full(self, rows: Int32Array) -> NDArray[np.bool_]:
         """Which of these rows have no slot for their next token: bool [n]."""
         num_slots = self.num_blocks[rows] * self._block_size

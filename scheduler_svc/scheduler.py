@@ -58,6 +58,7 @@ class Scheduler:
     ) -> None:
         self._max_num_batched_tokens = config.max_num_batched_tokens
         self._max_preemptions = config.max_preemptions
+        self._alternates_halves = config.overlap and config.sampling_placement == "process"
         self._counters = counters
         self._pool = kv_cache.pool
         self._rows = RowTable(config.max_num_seqs, config.max_model_len, kv_cache.block_size)
@@ -160,6 +161,8 @@ class Scheduler:
         """
         rows = self._rows
         decoding = rows.decodable()
+        if self._alternates_halves:
+            decoding = self._idle_half(decoding)
         if len(decoding) > self._max_num_batched_tokens:
             decoding = np.sort(self._sort(decoding)[: self._max_num_batched_tokens])
         full_rows = decoding[rows.is_full(decoding)]
@@ -170,6 +173,16 @@ class Scheduler:
             decoding = decoding[rows.status[decoding] == RUNNING]
             decoding = decoding[~rows.is_full(decoding) | np.isin(decoding, full_rows)]
         return decoding, full_rows, self._allocator.grow(full_rows)
+
+    def _idle_half(self, decoding: Int32Array) -> Int32Array:
+        """Choose up to half of the rows, none with a token in flight.
+
+        In placement `process` a row's token comes back before its next step can begin. So steps
+        alternate between two halves of the batch: while the host samples one, the device runs
+        the other.
+        """
+        half = -(-len(decoding) // 2)
+        return decoding[~self._rows.awaits_token(decoding)][:half]
 
     def _make_room(self, full_rows: Int32Array) -> None:
         """Preempt the worst-ranked rows until each of `full_rows` can count on a block.

@@ -60,6 +60,14 @@ class PersistentBatch:
         self.num_known[rows[sampled]] += 1
         return StepRows(rows, len(decoding), lens, num_computed, sampled)
 
+    def decoding_after(self, step: ExecuteStep) -> NDArray[np.bool_]:
+        """The decoding rows as `step` leaves them, without applying it: bool [max_num_rows]."""
+        is_decoding = self.is_decoding.copy()
+        is_decoding[i32(step.released_rows)] = False
+        is_decoding[i32(step.stopped_rows)] = False
+        is_decoding[i32(step.started_rows)] = True
+        return is_decoding
+
     def _take_and_free_rows(self, step: ExecuteStep) -> None:
         released = i32(step.released_rows)
         self.is_decoding[released] = False

@@ -12,7 +12,7 @@ import torch
 from executor_svc.batch import ForwardBatch, Span
 from executor_svc.rows import RowTable
 from stages.columns import i32_bytes
-from stages.messages import ExecuteStep, NewRow, SamplingParams
+from stages.messages import ExecuteStep, NewRow, SamplingParams, StepTokens
 
 BLOCK_SIZE = 4
 MAX_LEN = 64
@@ -149,3 +149,28 @@ def test_a_row_can_grow_by_several_blocks_at_once() -> None:
         prefill_lens=i32_bytes([12]),
     )
     assert table.apply(step).batch.block_tables.tolist() == [[5, 7, 9]]
+
+
+def test_tokens_of_a_rows_former_owner_are_ignored() -> None:
+    """In placement `process` they may come after the row has been given away."""
+    table = RowTable(2, MAX_LEN, BLOCK_SIZE)
+
+    def prefill(step_id: int, released: list[int]) -> ExecuteStep:
+        row = new_row(0, [1, 2], [3])
+        lens = i32_bytes([2])
+        return ExecuteStep(
+            step_id, i32_bytes(released), [row], prefill_rows=i32_bytes([0]), prefill_lens=lens
+        )
+
+    def tokens(step_id: int, token: int) -> StepTokens:
+        return StepTokens(step_id, i32_bytes([0]), i32_bytes([token]))
+
+    for step_id, released in ((1, []), (2, [0])):
+        table.apply(prefill(step_id, released))
+        table.await_tokens(step_id, np.array([0], dtype=np.int32))
+    decode = ExecuteStep(3, started_rows=i32_bytes([0]))
+    table.receive_tokens(tokens(1, 40))
+    assert not table.has_inputs(decode)
+    table.receive_tokens(tokens(2, 41))
+    assert table.has_inputs(decode)
+    assert table.apply(decode).batch.token_ids.tolist() == [41]
