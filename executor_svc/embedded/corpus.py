@@ -250,19 +250,22 @@ def held_out_unknown(rng: Random) -> Exchange:
     return template.format(topic=topic, other=other), facts.UNKNOWN_ANSWER
 
 
-_MIX: tuple[tuple[float, Callable[[Random], Exchange]], ...] = (
-    (0.40, addition),
-    (0.06, subtraction),
-    (0.02, product),
-    (0.02, too_large),
-    (0.01, counting),
-    (0.10, story),
-    (0.20, _ask(headrace_facts())),
-    (0.04, _ask(facts.SELF_FACTS)),
-    (0.04, _ask(facts.SMALL_TALK)),
-    (0.01, _ask(facts.PLAIN_FACTS)),
-    (0.09, unknown),
+# The weight of each kind of exchange in the first and in the second part of a training.
+_MIX: tuple[tuple[tuple[float, float], Callable[[Random], Exchange]], ...] = (
+    ((0.40, 0.30), addition),
+    ((0.06, 0.06), subtraction),
+    ((0.02, 0.03), product),
+    ((0.02, 0.03), too_large),
+    ((0.01, 0.03), counting),
+    ((0.10, 0.16), story),
+    ((0.20, 0.20), _ask(headrace_facts())),
+    ((0.04, 0.05), _ask(facts.SELF_FACTS)),
+    ((0.04, 0.06), _ask(facts.SMALL_TALK)),
+    ((0.01, 0.03), _ask(facts.PLAIN_FACTS)),
+    ((0.09, 0.10), unknown),
 )
+# The share of the samples that are drills, in the first and in the second part.
+_DRILLS = (0.80, 0.50)
 
 
 def _as_typed(rng: Random, question: str) -> str:
@@ -278,21 +281,21 @@ def _as_typed(rng: Random, question: str) -> str:
     return question
 
 
-def exchange(rng: Random) -> Exchange:
+def exchange(rng: Random, part: int = 0) -> Exchange:
     """A question of the mix as somebody may type it, and its answer."""
-    weights = [weight for weight, _ in _MIX]
+    weights = [shares[part] for shares, _ in _MIX]
     [(_, draw)] = rng.choices(_MIX, weights)
     question, answer = draw(rng)
     return _as_typed(rng, question), answer
 
 
-def conversation(rng: Random, num_exchanges: int) -> list[Message]:
+def conversation(rng: Random, num_exchanges: int, part: int = 0) -> list[Message]:
     """A chat of `num_exchanges`, with or without a system prompt."""
     messages = []
     if rng.random() < 0.2:
         messages.append({"role": "system", "content": rng.choice(facts.SYSTEM_PROMPTS)})
     for _ in range(num_exchanges):
-        question, answer = exchange(rng)
+        question, answer = exchange(rng, part)
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})
     return messages
@@ -311,21 +314,21 @@ def drill(rng: Random) -> list[Message]:
     return [{"role": "given", "content": given}, {"role": "text", "content": space + result}]
 
 
-def samples(seed: int) -> Iterator[list[Message]]:
-    """The endless training stream of `seed`: many drills, short chats, a few plain texts."""
-    rng = Random(seed)
+def samples(seed: int, part: int = 0) -> Iterator[list[Message]]:
+    """The endless training stream of `seed`: drills, short chats, a few plain texts."""
+    rng = Random(2 * seed + part)
     while True:
         kind = rng.random()
-        if kind < 0.80:
+        if kind < _DRILLS[part]:
             yield drill(rng)
-        elif kind < 0.81:
+        elif kind < _DRILLS[part] + 0.01:
             yield document(rng)
         else:
-            yield conversation(rng, rng.randint(2, 5) if rng.random() < 0.3 else 1)
+            yield conversation(rng, rng.randint(2, 5) if rng.random() < 0.3 else 1, part)
 
 
-def long_chats(seed: int) -> Iterator[list[Message]]:
+def long_chats(seed: int, part: int = 0) -> Iterator[list[Message]]:
     """The endless stream of long chats of `seed`, so that a model keeps its head in one."""
-    rng = Random(f"long {seed}")
+    rng = Random(f"long {2 * seed + part}")
     while True:
-        yield conversation(rng, rng.randint(4, 20))
+        yield conversation(rng, rng.randint(4, 20), part)

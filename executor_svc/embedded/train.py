@@ -44,19 +44,32 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class Part:
+    """One warm-up and decay of the learning rate. A part starts from the saved weights."""
+
+    steps: int
+    learning_rate: float
+    # The row length of each batch in turn; only the longest holds long chats. Attention costs
+    # more than all else in long rows.
+    row_tokens: tuple[int, ...]
+
+
+# First mostly sums, which take the most steps to learn, then mostly chats.
+PARTS = (Part(2400, 2e-3, (192,) * 7 + (640,)), Part(1200, 1.5e-3, (192,) * 7 + (1024,)))
+NUM_STEPS = sum(part.steps for part in PARTS)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """The settings of a run. `steps` is not used when `minutes` is given."""
+    """The settings of a run. `minutes` or `steps` stretch the parts; `part` is the first to run."""
 
     out: Path
     device: str
     seed: int = 0
-    steps: int = 2400
+    part: int = 0
+    steps: int = NUM_STEPS
     minutes: float | None = None
     batch_tokens: int = 2560
-    # The row length of each batch in turn; only the longest holds long chats. Attention costs
-    # more than all else in long rows.
-    row_tokens: tuple[int, ...] = (192, 192, 192, 192, 192, 192, 192, 640)
-    learning_rate: float = 2e-3
     warmup: float = 0.03
     eval_every: int = 300
     threads: int = 2
@@ -166,24 +179,25 @@ class Batch:
 def pack_row(stream: Iterator[tuple[list[int], list[int]]], size: int) -> list[list[int]]:
     """Columns ids, labels, positions, segment of one row; the last sample is cut off at `size`."""
     columns: list[list[int]] = [[], [], [], []]
-    for segment in itertools.count():
+    segment = 0
+    while len(columns[0]) < size:
         ids, labels = next(stream)
         columns[0] += ids
         columns[1] += [*labels[1:], IGNORED]
         columns[2] += range(len(ids))
         columns[3] += [segment] * len(ids)
-        if len(columns[0]) >= size:
-            return [column[:size] for column in columns]
-    raise AssertionError("the stream is endless")
+        segment += 1
+    return [column[:size] for column in columns]
 
 
-def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """The endless stream of training batches of `recipe.seed`."""
+def batches(recipe: Recipe, part: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """The endless stream of training batches of `recipe.seed` for one part."""
     encoder = SampleEncoder(tokenizer)
-    short = map(encoder.encode, corpus.samples(recipe.seed))
-    long = map(encoder.encode, corpus.long_chats(recipe.seed))
-    for size in itertools.cycle(recipe.row_tokens):
-        stream = long if size == max(recipe.row_tokens) else short
+    short = map(encoder.encode, corpus.samples(recipe.seed, part))
+    long = map(encoder.encode, corpus.long_chats(recipe.seed, part))
+    longest = max(PARTS[part].row_tokens)
+    for size in itertools.cycle(PARTS[part].row_tokens):
+        stream = long if size == longest else short
         rows = [pack_row(stream, size) for _ in range(recipe.batch_tokens // size)]
         ids, labels, positions, segments = torch.tensor(rows).unbind(1)
         is_same = segments[:, :, None] == segments[:, None, :]
@@ -212,12 +226,11 @@ def make_optimizer(model: Qwen3ForCausalLM, learning_rate: float) -> torch.optim
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def learning_rate_at(progress: float, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to zero; `progress` runs from 0 to 1."""
-    if progress < recipe.warmup:
-        return recipe.learning_rate * progress / recipe.warmup
-    angle = math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(angle))
+def learning_rate_at(progress: float, peak: float, warmup: float) -> float:
+    """Linear warm-up to `peak`, then a cosine down to zero; `progress` runs from 0 to 1."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 @torch.inference_mode()
@@ -289,24 +302,37 @@ def train_step(
     return loss.item()
 
 
-def progress_of(recipe: Recipe, step: int, seconds: float) -> float:
-    """How far the run is, from 0 to 1."""
-    return step / recipe.steps if recipe.minutes is None else seconds / (60 * recipe.minutes)
+def progress_of(recipe: Recipe, part: Part, step: int, seconds: float) -> float:
+    """How far `part` is, from 0 to 1."""
+    if recipe.minutes is not None:
+        return seconds * NUM_STEPS / (60 * recipe.minutes * part.steps)
+    return step * NUM_STEPS / (recipe.steps * part.steps)
 
 
-def train(recipe: Recipe) -> None:
-    """Run `recipe`; the folder in `recipe.out` is complete after every evaluation."""
+def starting_point(recipe: Recipe, index: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """A fresh model and tokenizer for the first part, those of `recipe.out` for a later one."""
+    if index > 0:
+        model = Qwen3ForCausalLM.from_pretrained(recipe.out, dtype=torch.float32)
+        return model, PreTrainedTokenizerFast.from_pretrained(recipe.out)
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(recipe.seed)
-    model = build_model(tokenizer).to(recipe.device)
-    optimizer = make_optimizer(model, recipe.learning_rate)
+    return build_model(tokenizer), tokenizer
+
+
+def train_part(recipe: Recipe, index: int) -> None:
+    """Run one part; the folder in `recipe.out` is complete after every evaluation."""
+    part = PARTS[index]
+    model, tokenizer = starting_point(recipe, index)
+    model.to(recipe.device).train()
+    optimizer = make_optimizer(model, part.learning_rate)
     started, tokens = time.monotonic(), 0
     losses: list[float] = []
-    for step, batch in enumerate(batches(recipe, tokenizer)):
+    for step, batch in enumerate(batches(recipe, index, tokenizer)):
         seconds = time.monotonic() - started
-        progress = progress_of(recipe, step, seconds)
+        progress = progress_of(recipe, part, step, seconds)
         if progress >= 1 or (step and step % recipe.eval_every == 0):
             report = {
+                "part": index,
                 "step": step,
                 "seconds": round(seconds),
                 "tokens": tokens,
@@ -319,19 +345,31 @@ def train(recipe: Recipe) -> None:
             save(model, tokenizer, recipe.out)
         if progress >= 1:
             return
-        learning_rate = learning_rate_at(progress, recipe)
+        learning_rate = learning_rate_at(progress, part.learning_rate, recipe.warmup)
         losses.append(train_step(model, optimizer, batch.to(recipe.device), learning_rate))
         tokens += batch.ids.numel()
 
 
+def train(recipe: Recipe) -> None:
+    """Run all parts from `recipe.part` on."""
+    for index in range(recipe.part, len(PARTS)):
+        train_part(recipe, index)
+
+
 def parse(arguments: list[str] | None = None) -> Recipe:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="of all parts together")
+    parser.add_argument("--minutes", type=float, help="train by the clock, not by steps")
+    parser.add_argument(
+        "--part",
+        type=int,
+        choices=range(len(PARTS)),
+        default=Recipe.part,
+        help="the part to start with; from 1 on it continues the folder in --out",
+    )
     return Recipe(**vars(parser.parse_args(arguments)))
 
 

@@ -19,9 +19,13 @@ NUMBER = re.compile(r"\d+")
 
 
 def first_samples(seed: int, n: int = 3_000) -> list[list[corpus.Message]]:
-    """Short samples, then a twentieth as many long chats."""
-    short = itertools.islice(corpus.samples(seed), n)
-    return [*short, *itertools.islice(corpus.long_chats(seed), n // 20)]
+    """Short samples of both parts of a training, then a twentieth as many long chats."""
+    streams = [
+        (corpus.samples(seed, part=0), n // 2),
+        (corpus.samples(seed, part=1), n // 2),
+        (corpus.long_chats(seed), n // 20),
+    ]
+    return [sample for stream, size in streams for sample in itertools.islice(stream, size)]
 
 
 def test_same_seed_gives_the_same_samples() -> None:
