@@ -15,7 +15,7 @@ from stages.columns import f32
 from stages.config import ServerConfig, decode_config
 from stages.errors import HeadraceError
 from stages.messages import BeginEpoch, Message, StepLogprobs, StepPromptLogprobs
-from stages.recorder import Frame, Header, read_recording, schema_hash
+from stages.recorder import Frame, Header, read_recording, schema
 from stages.stage import Stage
 
 CoreFactory = Callable[[ServerConfig, int], Stage]
@@ -81,11 +81,14 @@ def _call(core: Stage, frame: Frame, inbound: list[Message]) -> list[Message]:
 def _check_header(header: Header, stage: str) -> None:
     if header.stage != stage:
         raise ReplayError(f"the recording is of stage {header.stage}, not {stage}")
-    if header.schema != schema_hash():
-        raise ReplayError(
-            f"the recording was made with message schema {header.schema} (version "
-            f"{header.version}), this is {schema_hash()}: replay it with that version"
-        )
+    today = schema()
+    for name, fields in header.schema.items():
+        # Fields are append-only: those of then are the first of today's.
+        if today.get(name, [])[: len(fields)] != fields:
+            raise ReplayError(
+                f"{name} had the fields {fields} when this was recorded (version "
+                f"{header.version}): replay it with that version"
+            )
 
 
 def _compare(frame: int, recorded: Sequence[bytes], said: Sequence[Message]) -> None:

@@ -33,11 +33,12 @@ def record(folder: Path, placement: str) -> None:
         num_blocks=24,
     )
     pipeline = Pipeline(config, seed=7, record_to=folder)
-    leaver = _open_requests(pipeline)
-    trouble = {40: TOKENIZER, 90: SAMPLER, 160: EXECUTOR}
+    # Logits are large: in placement `process` the requests are short.
+    leaver = _open_requests(pipeline, length=40 if placement == "device" else 10)
+    trouble = {30: TOKENIZER, 70: SAMPLER, 110: EXECUTOR}
 
     def on_turn(turn: int) -> None:
-        if turn == 25:
+        if turn == 20:
             pipeline.close(leaver)
         if turn in trouble:
             pipeline.kill(trouble[turn])
@@ -46,17 +47,19 @@ def record(folder: Path, placement: str) -> None:
     assert all(o.num_terminals for i, o in pipeline.outcomes.items() if i != leaver)
 
 
-def _open_requests(pipeline: Pipeline) -> int:
+def _open_requests(pipeline: Pipeline, length: int) -> int:
     """One request of every kind; returns the id of the one whose client will leave."""
     question = ChatPrompt([ChatMessage("user", "What is 12 plus 34?")])
     story = ChatPrompt([ChatMessage("user", "Tell me a story about a fox and a river.")])
-    greedy = SamplingParams(max_tokens=24, temperature=0.0)
+    greedy = SamplingParams(max_tokens=length // 2, temperature=0.0)
     pipeline.open(question, greedy)
-    pipeline.open(story, SamplingParams(max_tokens=60, temperature=0.9, top_p=0.9, seed=1))
-    pipeline.open(story, SamplingParams(max_tokens=40, top_k=20, min_p=0.05, seed=2, logprobs=3))
+    pipeline.open(story, SamplingParams(max_tokens=length, temperature=0.9, top_p=0.9, seed=1))
+    pipeline.open(
+        story, SamplingParams(max_tokens=length, top_k=20, min_p=0.05, seed=2, logprobs=3)
+    )
     pipeline.open(
         TextPrompt("Once upon a time there was"),
-        SamplingParams(max_tokens=40, temperature=0.0, stop=[". ", "river"], min_tokens=4),
+        SamplingParams(max_tokens=length, temperature=0.0, stop=[". ", "river"], min_tokens=4),
         priority=-1,
     )
     pipeline.open(

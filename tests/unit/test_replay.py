@@ -17,7 +17,7 @@ from stages.messages import (
     Message,
     StepLogprobs,
 )
-from stages.recorder import RecordedStage
+from stages.recorder import RecordedStage, schema
 from stages.replay import ReplayError, replay
 from stages.stage import Stage
 
@@ -96,6 +96,15 @@ def test_a_recording_cut_off_by_a_kill_is_read_to_its_last_frame(tmp_path: Path)
     data = (tmp_path / "r").read_bytes()
     (tmp_path / "r").write_bytes(data[:-3])
     assert replay("scheduler", tmp_path / "r", lambda *_: make()).num_frames == 1
+
+
+def test_a_message_that_has_changed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path / "r")
+    monkeypatch.setattr("stages.replay.schema", lambda: schema() | {"AbortRequest": ["epoch"]})
+    with pytest.raises(ReplayError, match="AbortRequest had the fields"):
+        replay("scheduler", tmp_path / "r", lambda *_: make())
 
 
 @pytest.mark.parametrize("stage", ["sampler"])
