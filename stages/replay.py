@@ -14,14 +14,15 @@ from stages import messages
 from stages.columns import f32
 from stages.config import ServerConfig, decode_config
 from stages.errors import HeadraceError
-from stages.messages import BeginEpoch, Message, StepLogprobs, StepPromptLogprobs
+from stages.messages import BeginEpoch, Message, StepLogits, StepLogprobs, StepPromptLogprobs
 from stages.recorder import Frame, Header, read_recording, schema
 from stages.stage import Stage
 
 CoreFactory = Callable[[ServerConfig, int], Stage]
 
 # Kernels of another machine may round differently; tokens must be equal all the same.
-LOGPROB_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
+ROUNDED_FIELDS = ("logits", "logprobs", "top_logprobs")
 
 
 class ReplayError(HeadraceError):
@@ -111,8 +112,8 @@ def _show(encoded: Sequence[bytes]) -> list[object]:
 
 
 def _within_tolerance(recorded: bytes, message: Message) -> bool:
-    """Whether both are the same log-probabilities but for rounding."""
-    if not isinstance(message, StepLogprobs | StepPromptLogprobs):
+    """Whether both are the same logits or log-probabilities but for rounding."""
+    if not isinstance(message, StepLogits | StepLogprobs | StepPromptLogprobs):
         return False
     try:
         was = msgspec.msgpack.decode(recorded, type=type(message))
@@ -120,11 +121,11 @@ def _within_tolerance(recorded: bytes, message: Message) -> bool:
         return False
     return all(
         _close(getattr(was, name), getattr(message, name))
-        if name in ("logprobs", "top_logprobs")
+        if name in ROUNDED_FIELDS
         else getattr(was, name) == getattr(message, name)
         for name in message.__struct_fields__
     )
 
 
 def _close(was: bytes, now: bytes) -> bool:
-    return len(was) == len(now) and np.allclose(f32(was), f32(now), atol=LOGPROB_TOLERANCE)
+    return len(was) == len(now) and np.allclose(f32(was), f32(now), atol=TOLERANCE)
