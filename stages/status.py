@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,8 @@ async def serve_status(run_dir: str, state: Callable[[], GroupState]) -> asyncio
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(msgspec.json.encode(report(state())))
         writer.close()
+        with suppress(ConnectionError):  # a caller that has left already
+            await writer.wait_closed()
 
     return await asyncio.start_unix_server(answer, status_path(run_dir))
 

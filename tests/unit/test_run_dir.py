@@ -33,16 +33,24 @@ def test_a_long_path_is_refused(tmp_path: Path) -> None:
         create_run_dir(tmp_path / ("x" * 100))
 
 
+async def answered() -> None:
+    """Let the server end what it has begun."""
+    current = asyncio.current_task()
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not current))
+
+
 async def test_a_live_group_is_not_disturbed(tmp_path: Path) -> None:
     create_run_dir(tmp_path)
     async with await serve_status(str(tmp_path), lambda: STATE):
         with pytest.raises(ConfigError, match="running"):
             await asyncio.to_thread(create_run_dir, tmp_path)
+        await answered()
 
 
 async def test_status_tells_the_state(tmp_path: Path) -> None:
     async with await serve_status(str(tmp_path), lambda: STATE):
         answer = await asyncio.to_thread(ask_status, tmp_path)
+        await answered()
     assert answer == report(STATE)
     table = format_status(answer, now_ns=3 * 10**9)
     assert "epoch 3" in table and "scheduler" in table and "2.0 s" in table
