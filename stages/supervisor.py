@@ -36,10 +36,12 @@ from stages.messages import (
     Stop,
 )
 from stages.stage_process import StageProcess
+from stages.throughput_log import ThroughputLog
 from stages.topology import (
     EPOCH_STAGES,
     EXECUTOR,
     GATEWAY,
+    SCHEDULER,
     STAGES,
     STOP_ORDER,
     TOKENIZER,
@@ -126,8 +128,12 @@ class Supervisor:
         return not self._is_ending()
 
     async def _serve(self) -> None:
+        log = ThroughputLog()
         while not self._is_ending():
             self._tell_state()
+            beat = self._heartbeats.get(SCHEDULER)
+            if beat is not None and (line := log.line(beat.stats, time.monotonic())):
+                logger.info("%s", line)
             await self._wait(STATE_PERIOD_S)
 
     async def _drain(self) -> None:
