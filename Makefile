@@ -16,12 +16,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.serve: pyproject.toml
+# What an installation is made of: the kernels are compiled when the package is installed.
+SOURCES := pyproject.toml setup.py $(wildcard executor_svc/ops/native/*.[ch])
+
+$(VENV)/.serve: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
-$(VENV)/.test: pyproject.toml
+$(VENV)/.test: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@ $(VENV)/.serve

@@ -1,28 +1,14 @@
-"""The executor's process: loads the model, sizes the KV cache, then runs its core."""
+"""The executor's process: makes the core of its device, then runs it.
+
+Imports no torch by itself: the emulated device starts at once.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from pathlib import Path
 
-import torch
-
-from executor_svc.kv_cache import (
-    GIB,
-    KvCache,
-    KvCacheLimits,
-    KvSpec,
-    allocate_kv_cache,
-    measure_host_memory,
-    size_kv_cache,
-)
-from executor_svc.model_config import load_model_config
-from executor_svc.models.model import Model
-from executor_svc.models.registry import load_model
-from executor_svc.ops.cpu import CpuOps
-from executor_svc.stage import ExecutorStage
+from executor_svc.emulated import EmulatedExecutorStage, emulated_facts, load_choices
 from stages.config import ServerConfig
 from stages.launch import StageContext
 from stages.messages import (
@@ -32,37 +18,28 @@ from stages.messages import (
     StepPromptLogprobs,
     StepTokens,
 )
-from stages.model_folder import model_path
 from stages.runner import Runner, Wiring
 from stages.stage import Stage
 from stages.topology import LOGITS_RING, TOKEN_RING
-
-# Weights that stay in the caches of one core.
-SMALL_MODEL_BYTES = 32 * 2**20
+from stages.trace import Trace
+from stages.traced import TracedDevice
 
 logger = logging.getLogger(__name__)
 
 
 def make_core(config: ServerConfig, incarnation: int) -> Stage:
     """Build the pure stage for replay: same model, same rows, and so the same tokens."""
-    model, kv_cache = _load(config)
-    return ExecutorStage(config, model, kv_cache)
+    core, _ = _make(config, incarnation, Trace())
+    return core
 
 
 def main(context: StageContext) -> None:
     """Run until told to stop."""
-    config = context.config
     started = time.monotonic()
-    model, kv_cache = _load(config)
-    core = ExecutorStage(config, model, kv_cache)
+    trace = Trace()
+    core, facts = _make(context.config, context.incarnation, trace)
     logger.info("init engine took %.2f seconds", time.monotonic() - started)
-    facts = ExecutorFacts(
-        num_blocks=kv_cache.num_blocks,
-        block_size=kv_cache.block_size,
-        vocab_size=config.facts.vocab_size,
-        incarnation=context.incarnation,
-    )
-    Runner(context, core, wiring(config)).run(facts)
+    Runner(context, core, wiring(context.config), trace).run(facts)
 
 
 def wiring(config: ServerConfig) -> Wiring:
@@ -73,47 +50,20 @@ def wiring(config: ServerConfig) -> Wiring:
     return Wiring(to_ring=dict.fromkeys(kinds, ring), records_per_turn=1)
 
 
-def _load(config: ServerConfig) -> tuple[Model, KvCache]:
-    folder = model_path(config)
-    torch.set_num_threads(config.cpu_threads or _auto_threads(folder))
-    started = time.monotonic()
-    before = measure_host_memory().available
-    model = load_model(folder, load_model_config(folder), _dtype(config), CpuOps())
-    seconds = time.monotonic() - started
-    logger.info("Loading weights took %.2f seconds", seconds)
-    taken = max(0, before - measure_host_memory().available)
-    logger.info("Model loading took %.4f GiB memory and %.6f seconds", taken / GIB, seconds)
-    return model, _make_kv_cache(config, model.kv_spec)
+def _make(config: ServerConfig, incarnation: int, trace: Trace) -> tuple[Stage, ExecutorFacts]:
+    """The core of the configured device, and its facts; `trace` takes the device's steps."""
+    if config.device == "emulated":
+        core = EmulatedExecutorStage(config, load_choices(config), trace)
+        return core, emulated_facts(config, incarnation)
+    from executor_svc.loading import load
+    from executor_svc.stage import ExecutorStage
 
-
-def _auto_threads(folder: Path) -> int:
-    """All cores, but one for a small model: there, waking a second thread costs more than it does,
-    and the other stages have use for the core.
-    """
-    num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return 1 if num_bytes < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
-
-
-def _dtype(config: ServerConfig) -> str:
-    """On a CPU the torch path computes fastest in float32, so that is what 'auto' means here."""
-    return "float32" if config.dtype == "auto" else config.dtype
-
-
-def _make_kv_cache(config: ServerConfig, spec: KvSpec) -> KvCache:
-    limits = KvCacheLimits(
-        block_size=config.block_size,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        num_blocks=config.num_blocks or None,
-        kv_cache_memory_bytes=config.kv_cache_memory or None,
-        gpu_memory_utilization=config.gpu_memory_utilization or None,
+    model, kv_cache = load(config)
+    facts = ExecutorFacts(
+        num_blocks=kv_cache.num_blocks,
+        block_size=kv_cache.block_size,
+        vocab_size=config.facts.vocab_size,
+        incarnation=incarnation,
     )
-    size = size_kv_cache(spec, limits, measure_host_memory())
-    logger.info("Available KV cache memory: %.2f GiB", size.num_bytes / GIB)
-    logger.info(
-        "CPU KV cache size: %s tokens, Maximum concurrency for %s tokens per request: %.2fx",
-        f"{size.num_tokens:,}",
-        f"{config.max_model_len:,}",
-        size.num_tokens / config.max_model_len,
-    )
-    return allocate_kv_cache(spec, size.num_blocks, config.block_size)
+    # Here the process is the device: it computes as long as its core is busy.
+    return TracedDevice(ExecutorStage(config, model, kv_cache), trace), facts

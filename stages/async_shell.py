@@ -7,7 +7,9 @@ The blocking counterpart is `runner.py`. ZMQ is read from its raw descriptor and
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -19,6 +21,9 @@ from stages.launch import StageContext
 from stages.messages import ExecutorFacts, Heartbeat, Message, StageReady, Stop, ToStage
 from stages.runner import HEARTBEAT_S
 from stages.topology import inbox_address
+from stages.trace import Trace, What
+
+MESSAGES_PER_TURN = 64
 
 
 class Vitals(Protocol):
@@ -56,6 +61,7 @@ class AsyncShell:
             stage: Outbox(self._zmq, inbox_address(run_dir, stage))
             for stage in sorted(set(to_stage.values()))
         }
+        self._trace = Trace()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
@@ -76,6 +82,9 @@ class AsyncShell:
         context = self._context
         self._loop.add_reader(self._inbox.fileno(), self._read_inbox)
         self._loop.add_reader(context.control.fileno(), self._read_control)
+        # What is loaded by now stays: no collection has to walk through it while clients wait.
+        gc.collect()
+        gc.freeze()
         # The descriptor is edge-triggered: what came before it was watched would lie there.
         self._read_inbox()
         context.control.send(StageReady(context.stage, os.getpid(), ExecutorFacts()))
@@ -91,9 +100,16 @@ class AsyncShell:
             self._ended.set_exception(error)
 
     def _read_inbox(self) -> None:
-        messages = self._inbox.drain()
+        start_ns = time.time_ns()
+        if self._ended.done():
+            return
+        messages = self._inbox.drain(MESSAGES_PER_TURN)
+        if len(messages) == MESSAGES_PER_TURN:
+            # More may wait, and the descriptor will not say so again; others have their turn first.
+            self._loop.call_soon(self._read_inbox)
         if messages:
             self._guard(lambda: self._on_messages(messages))
+            self._trace.record(What.TURN, 0, len(messages), start_ns, time.time_ns())
 
     def _read_control(self) -> None:
         self._guard(self._obey)
@@ -129,4 +145,5 @@ class AsyncShell:
         self._inbox.close()
         for outbox in self._outboxes.values():
             outbox.close()
+        self._trace.close()
         self._zmq.term()

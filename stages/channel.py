@@ -45,19 +45,20 @@ class Inbox(Generic[M]):
         """For `zmq.Poller`, which knows about the edge-triggered descriptor."""
         return self._socket
 
-    def drain(self) -> list[M]:
-        """Take everything that has arrived, in order; never waits."""
+    def drain(self, limit: int = HIGH_WATER_MARK) -> list[M]:
+        """Take what has arrived, in order, up to `limit` messages; never waits."""
         messages: list[M] = []
-        while True:
+        while len(messages) < limit:
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return messages
+                break
             try:
                 messages.append(self._decoder.decode(frame))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 self.num_malformed += 1
                 logger.warning("%s: dropped a malformed frame (%s)", self.address, error)
+        return messages
 
     def close(self) -> None:
         """Close without waiting."""

@@ -62,7 +62,25 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--url", help="a server to ask (default: start one)")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
     evaluate.set_defaults(command=_eval_embedded)
+
+    bench = commands.add_parser("bench", help="measure")
+    _add_bench_commands(bench.add_subparsers(required=True, metavar="WHAT"))
     return parser
+
+
+def _add_bench_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    steps = commands.add_parser("steps", help="what a step costs, overlapped and sequential")
+    steps.add_argument("model", nargs="?", help="Hugging Face folder (default: embedded model)")
+    steps.add_argument("--device", choices=("cpu", "emulated"), default="cpu")
+    steps.add_argument("--step-ms", type=float, default=10.0, help="of the emulated device")
+    steps.add_argument("--token-us", type=float, default=2.0, help="of the emulated device")
+    steps.add_argument("--batch", default="1,8,64,256", help="batch sizes (default: %(default)s)")
+    steps.add_argument("--seconds", type=float, default=3.0, help="of a window")
+    steps.add_argument("--rounds", type=int, default=2, help="windows a mode and batch size")
+    steps.add_argument("--json", metavar="FILE", help="write the figures there")
+    steps.add_argument("--plot", metavar="FILE", help="draw the lanes: .html, .svg or .png")
+    steps.add_argument("--plot-batch", type=int, metavar="N", help="the batch size that is drawn")
+    steps.set_defaults(command=_bench_steps)
 
 
 def _serve(namespace: argparse.Namespace) -> int:
@@ -118,6 +136,27 @@ def _eval_embedded(namespace: argparse.Namespace) -> int:
     from stages.eval_embedded import eval_embedded
 
     return eval_embedded(namespace.questions, namespace.url, namespace.json)
+
+
+def _bench_steps(namespace: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from stages.bench.steps import Options, bench_steps, parse_batches
+
+    return bench_steps(
+        Options(
+            model=namespace.model,
+            device=namespace.device,
+            step_ms=namespace.step_ms,
+            token_us=namespace.token_us,
+            batches=parse_batches(namespace.batch),
+            seconds=namespace.seconds,
+            rounds=namespace.rounds,
+            json_path=Path(namespace.json) if namespace.json else None,
+            plot_path=Path(namespace.plot) if namespace.plot else None,
+            plot_batch=namespace.plot_batch,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     api_key: list[str] = []
 
+    device: str = "cpu"
+    emulated_step_ms: float = 10.0
+    emulated_token_us: float = 2.0
     dtype: str = "auto"
     max_model_len: int = 2048
     max_num_seqs: int = 128

@@ -5,6 +5,7 @@ For the stages where one thing happens at a time: scheduler, executor, sampler.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +28,10 @@ from stages.messages import (
 )
 from stages.recorder import maybe_recorded
 from stages.ring_ends import MessageReader, RingEnds
-from stages.stage import Stage
+from stages.stage import Stage, TimedStage
+from stages.timer import Timer
 from stages.topology import inbox_address
+from stages.trace import Trace, What, step_of
 
 HEARTBEAT_S = 1.0
 
@@ -50,12 +53,18 @@ class Wiring:
 class Runner:
     """One thread, woken by descriptors only: no polling interval but the heartbeat's."""
 
-    def __init__(self, context: StageContext, core: Stage, wiring: Wiring) -> None:
+    def __init__(
+        self, context: StageContext, core: Stage, wiring: Wiring, trace: Trace | None = None
+    ) -> None:
+        """`trace`: where the process notes what it does, if something else writes to it too."""
         config = context.config
         self._context = context
         self._core = maybe_recorded(
             core, config.record, context.stage, context.incarnation, context.config_bytes
         )
+        self._timed = core if isinstance(core, TimedStage) else None
+        self._timer = Timer()
+        self._trace = trace or Trace()
         self._wiring = wiring
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._inbox: Inbox[Message] | None = None
@@ -74,6 +83,9 @@ class Runner:
         """Report ready, then work until `Stop`. Raises `PeerClosed` when the supervisor dies."""
         context = self._context
         ready = StageReady(context.stage, os.getpid(), facts or ExecutorFacts())
+        # What is loaded by now stays: no collection has to walk through it in a step's time.
+        gc.collect()
+        gc.freeze()
         context.control.send(ready)
         self._rebuild_poller()
         next_heartbeat = time.monotonic()
@@ -86,20 +98,26 @@ class Runner:
             if context.control.fileno() in events:
                 self._obey()
             elif events:
-                self._turn()
+                self._turn(is_due=self._timer.fileno() in events)
         self._close()
 
-    def _turn(self) -> None:
+    def _turn(self, is_due: bool) -> None:
+        start_ns = time.time_ns()
         messages = self._receive()
-        if not messages:
+        if not messages and not is_due:
             return
+        said = self._core.handle(messages, time.time_ns())
         try:
-            for message in self._core.handle(messages, time.time_ns()):
+            for message in said:
                 self._send(message)
         except Interrupted:
             # A reader has died while we waited for room. The supervisor's word is on the control
             # socket; the epoch it begins makes what we did not send void.
             self._obey()
+        if self._timed is not None:
+            self._timer.set(self._timed.wakeup_ns())
+        size, step_id = len(messages) + len(said), step_of((*said, *messages))
+        self._trace.record(What.TURN, step_id, size, start_ns, time.time_ns())
 
     def _receive(self) -> list[Message]:
         messages: list[Message] = []
@@ -139,6 +157,7 @@ class Runner:
     def _rebuild_poller(self) -> None:
         self._poller = zmq.Poller()
         self._poller.register(self._context.control.fileno(), zmq.POLLIN)
+        self._poller.register(self._timer.fileno(), zmq.POLLIN)
         if self._inbox is not None:
             self._poller.register(self._inbox.socket, zmq.POLLIN)
         for reader in self._readers():
@@ -164,6 +183,8 @@ class Runner:
             self._inbox.close()
         for outbox in self._outboxes.values():
             outbox.close()
+        self._timer.close()
+        self._trace.close()
         self._zmq.term()
 
 

@@ -48,6 +48,9 @@ FLAGS = (
     Flag("port", int, "port to listen on"),
     Flag("served_model_name", str, "name of the model in the API (default: its path)"),
     Flag("api_key", list, "key that requests must bring as a bearer token; may be repeated"),
+    Flag("device", str, "what computes; emulated: it takes its time only", ("cpu", "emulated")),
+    Flag("emulated_step_ms", float, "milliseconds that a step of the emulated device takes"),
+    Flag("emulated_token_us", float, "microseconds on top for each token of a step"),
     Flag("dtype", str, "weights and KV cache", ("auto", "float32", "bfloat16", "float16")),
     Flag("max_model_len", int, "longest prompt + output in tokens (default: the model's)"),
     Flag("max_num_seqs", int, "rows: requests that run at the same time"),
@@ -242,7 +245,7 @@ def _validate(config: ServerConfig) -> None:
             f"{config.max_num_seqs}: a step could not give each row a token; raise it"
         )
     longest = config.facts.max_position_embeddings
-    if config.max_model_len > longest:
+    if config.max_model_len > longest and config.device != "emulated":
         raise ConfigError(
             f"--max-model-len {config.max_model_len} exceeds the model's {longest} positions: "
             "lower it"
@@ -251,6 +254,8 @@ def _validate(config: ServerConfig) -> None:
 
 _LEAST: dict[str, float] = {
     "port": 0,
+    "emulated_step_ms": 0,
+    "emulated_token_us": 0,
     "max_model_len": 2,
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,

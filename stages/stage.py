@@ -7,7 +7,7 @@ it I/O and a lifecycle. Tests, property tests and replay drive the same object.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stages.messages import BeginEpoch, Message
 
@@ -32,3 +32,14 @@ class Stage(Protocol):
 
     def stats(self) -> dict[str, float]:
         """Figures for `/metrics`, by metric name; counters end in `_total`."""
+
+
+@runtime_checkable
+class TimedStage(Stage, Protocol):
+    """A core that has something to say at a time of its own, with no message that causes it."""
+
+    def wakeup_ns(self) -> int | None:
+        """When to call `handle`, with what has come until then or with nothing; None: never.
+
+        Asked after every call of `handle`; wall clock.
+        """

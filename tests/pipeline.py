@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import torch
 
+from executor_svc.emulated import EmulatedExecutorStage, load_choices
 from executor_svc.kv_cache import allocate_kv_cache
 from executor_svc.main import wiring as executor_wiring
 from executor_svc.model_config import load_model_config
@@ -55,7 +56,7 @@ from stages.messages import (
 from stages.model_folder import model_path, read_model_facts
 from stages.recorder import RecordedStage
 from stages.ring_ends import RECORDS
-from stages.stage import Stage
+from stages.stage import Stage, TimedStage
 from stages.topology import (
     EPOCH_STAGES,
     EXECUTOR,
@@ -65,6 +66,7 @@ from stages.topology import (
     TOKENIZER,
     rings,
 )
+from stages.trace import Trace
 from tokenizer_svc.main import TO_STAGE as TOKENIZER_TO_STAGE
 from tokenizer_svc.stage import TokenizerStage
 
@@ -120,8 +122,10 @@ class Pipeline:
         self._record_to = record_to
         self.outcomes: dict[int, Outcome] = {}
         self._random = Random(seed)
-        self._model = model or load_test_model(config)
+        self._model = model
+        self._trace = Trace()
         self._epoch = 0
+        self.now_ns = 0
         self._incarnations = dict.fromkeys((*INBOXES, EXECUTOR, SAMPLER), 0)
         self._bare: dict[str, Stage] = {}
         self._cores: dict[str, Stage] = {}
@@ -152,10 +156,12 @@ class Pipeline:
     def run(self, on_turn: Callable[[int], None] = lambda turn: None) -> None:
         """Let stages run in random order until none has anything to do."""
         for turn in range(MAX_TURNS):
-            ready = sorted({stage for (stage, _), queue in self._queues.items() if queue})
+            ready = {stage for (stage, _), queue in self._queues.items() if queue}
+            if self._wakeup_ns() is not None:
+                ready.add(EXECUTOR)
             if not ready:
                 return
-            self._turn(self._random.choice(ready))
+            self._turn(self._random.choice(sorted(ready)))
             on_turn(turn)
         raise AssertionError(f"the pipeline does not come to rest within {MAX_TURNS} turns")
 
@@ -177,6 +183,11 @@ class Pipeline:
             self._say(GATEWAY, [Resend(self._epoch, unanswered_only=True)])
         else:
             self._begin_epoch()
+
+    def close_recordings(self) -> None:
+        """Finish the recordings, if any are made."""
+        for stage in self._cores:
+            self._close_recording(stage)
 
     @property
     def gateway(self) -> GatewayStage:
@@ -203,6 +214,7 @@ class Pipeline:
             SAMPLER: lambda: SamplerStage(config),
         }
         core = makers[stage]()
+        self._close_recording(stage)
         self._bare[stage] = self._cores[stage] = core
         if self._record_to is not None:
             path, incarnation = self._record_to / stage, self._incarnations[stage]
@@ -210,8 +222,16 @@ class Pipeline:
                 core, path, stage, incarnation, encode_config(config)
             )
 
+    def _close_recording(self, stage: str) -> None:
+        core = self._cores.get(stage)
+        if isinstance(core, RecordedStage):
+            core.close()
+
     def _make_executor(self) -> Stage:
         config = self.config
+        if config.device == "emulated":
+            return EmulatedExecutorStage(config, load_choices(config), self._trace)
+        self._model = self._model or load_test_model(config)
         kv_cache = allocate_kv_cache(self._model.kv_spec, config.num_blocks, config.block_size)
         for layer in kv_cache.layers:  # whoever reads what was not written gets NaN
             layer.key.fill_(float("nan"))
@@ -235,7 +255,14 @@ class Pipeline:
         self._cores[GATEWAY].begin_epoch(message)
         self._say(GATEWAY, [Resend(self._epoch, unanswered_only=False)])
 
+    def _wakeup_ns(self) -> int | None:
+        executor = self._bare[EXECUTOR]
+        return executor.wakeup_ns() if isinstance(executor, TimedStage) else None
+
     def _turn(self, stage: str) -> None:
+        wakeup_ns = self._wakeup_ns() if stage == EXECUTOR else None
+        if wakeup_ns is not None:  # time goes on by itself, or with what arrives
+            self.now_ns = max(self.now_ns, self._random.choice([self.now_ns, wakeup_ns]))
         messages: list[Message] = []
         channels = [key for key, queue in self._queues.items() if key[0] == stage and queue]
         for key in channels:
@@ -246,7 +273,7 @@ class Pipeline:
         self._say(stage, messages)
 
     def _say(self, stage: str, messages: list[Message]) -> None:
-        for message in self._cores[stage].handle(messages, now_ns=0):
+        for message in self._cores[stage].handle(messages, self.now_ns):
             if isinstance(message, DELIVERY_TYPES) and stage == GATEWAY:
                 self._deliver(message)
             else:

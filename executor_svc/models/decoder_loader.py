@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -19,20 +22,40 @@ def load_decoder(config: ModelConfig, dtype: torch.dtype, ops: Ops) -> Decoder:
         ModelLoadError: the folder's config or weights are not what the family needs.
     """
     decoder_config = parse_decoder_config(config)
-    with Checkpoint(config.folder, dtype) as checkpoint:
-        weights = _Loader(decoder_config, checkpoint, ops).load()
+    weights = load_decoder_weights(config.folder, decoder_config, dtype, ops)
+    return Decoder(decoder_config, weights, ops)
+
+
+def load_decoder_weights(
+    folder: Path, config: DecoderConfig, dtype: torch.dtype, packer: LinearPacker
+) -> DecoderWeights:
+    """Read all weights of a native family, projections as `packer` wants them.
+
+    Raises:
+        ModelLoadError: the folder's weights are not what `config` needs.
+    """
+    with Checkpoint(folder, dtype) as checkpoint:
+        weights = _Loader(config, checkpoint, packer).load()
         # A tied model may carry its head all the same; old Llama files carry frequencies.
         checkpoint.check_all_taken(
             lambda name: name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
         )
-    return Decoder(decoder_config, weights, ops)
+    return weights
+
+
+class LinearPacker(Protocol):
+    """The part of `Ops` that loading needs."""
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None = None) -> LinearWeight:
+        """See `Ops.prepare_linear`."""
+        ...
 
 
 class _Loader:
-    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, ops: Ops) -> None:
+    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, packer: LinearPacker) -> None:
         self._config = config
         self._checkpoint = checkpoint
-        self._ops = ops
+        self._packer = packer
 
     def load(self) -> DecoderWeights:
         config = self._config
@@ -44,7 +67,7 @@ class _Loader:
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(config.num_layers)),
             final_norm=self._norm("model.norm", config.hidden_size),
-            head=self._ops.prepare_linear(head),
+            head=self._packer.prepare_linear(head),
         )
 
     def _layer(self, index: int) -> LayerWeights:
@@ -81,7 +104,7 @@ class _Loader:
         take = self._checkpoint.take
         weights = [take(f"{prefix}.{name}.weight", n, in_size) for name, n in out_sizes.items()]
         biases = [take(f"{prefix}.{name}.bias", n) for name, n in out_sizes.items() if has_bias]
-        return self._ops.prepare_linear(_join(weights), _join(biases) if has_bias else None)
+        return self._packer.prepare_linear(_join(weights), _join(biases) if has_bias else None)
 
     def _norm(self, name: str, size: int) -> Tensor:
         weight = self._checkpoint.take(f"{name}.weight", size)

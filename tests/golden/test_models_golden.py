@@ -1,5 +1,6 @@
 """Greedy tokens of tiny models of every family, equal to transformers' `generate`, however the
-work is cut into steps: alone, all together, or in chunks beside decode rows.
+work is cut into steps: alone, all together, or in chunks beside decode rows; and whichever of the
+CPU's backends computes them: torch, or the compiled kernels for the native families.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import Tensor
 from executor_svc.batch import ForwardBatch, Span
 from executor_svc.kv_cache import allocate_kv_cache
 from executor_svc.model_config import load_model_config
+from executor_svc.models.cpu import load_fused_decoder
 from executor_svc.models.model import Model
 from executor_svc.models.registry import load_model
 from executor_svc.ops.cpu import CpuOps
+from executor_svc.ops.native.library import Library, LibraryUnavailable, load_library
 from executor_svc.ops.reference import ReferenceOps
 from tests.golden.conftest import LOGITS_PROMPT, MAX_TOKENS, Golden
 from tests.golden.tiny_models import FAMILIES, MODEL_VOCAB_SIZE, NATIVE_FAMILIES
@@ -76,66 +79,86 @@ class GreedyDriver:
                 sequence.tokens.append(sequence.output[-1])
 
 
-def _load(folder: Path, dtype: str = "auto") -> Model:
-    return load_model(folder, load_model_config(folder), dtype, CpuOps())
+def _load(folder: Path, backend: str, dtype: str = "auto") -> Model:
+    config = load_model_config(folder)
+    if backend == "torch":
+        return load_model(folder, config, dtype, CpuOps())
+    return load_fused_decoder(config, dtype, _kernels())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_alone(family: str, golden: Callable[[str], Golden]) -> None:
+def _kernels() -> Library:
+    try:
+        return load_library()
+    except LibraryUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+
+
+on_each_backend = pytest.mark.parametrize(
+    ("family", "backend"),
+    [
+        *((family, "torch") for family in FAMILIES),
+        *((family, "kernels") for family in NATIVE_FAMILIES),
+    ],
+)
+
+
+@on_each_backend
+def test_alone(family: str, backend: str, golden: Callable[[str], Golden]) -> None:
     case = golden(family)
-    driver = GreedyDriver(_load(case.folder), num_blocks=50)
+    driver = GreedyDriver(_load(case.folder, backend), num_blocks=50)
     outputs = [driver.run([prompt], chunk_size=1024)[0] for prompt in case.prompts]
     assert outputs == case.expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_all_together(family: str, golden: Callable[[str], Golden]) -> None:
+@on_each_backend
+def test_all_together(family: str, backend: str, golden: Callable[[str], Golden]) -> None:
     case = golden(family)
-    driver = GreedyDriver(_load(case.folder), num_blocks=256)
+    driver = GreedyDriver(_load(case.folder, backend), num_blocks=256)
     assert driver.run(case.prompts, chunk_size=1024) == case.expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_chunked_beside_decode(family: str, golden: Callable[[str], Golden]) -> None:
+@on_each_backend
+def test_chunked_beside_decode(family: str, backend: str, golden: Callable[[str], Golden]) -> None:
     case = golden(family)
-    driver = GreedyDriver(_load(case.folder), num_blocks=256)
+    driver = GreedyDriver(_load(case.folder, backend), num_blocks=256)
     assert driver.run(case.prompts, chunk_size=16) == case.expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits(family: str, golden: Callable[[str], Golden]) -> None:
+@on_each_backend
+def test_logits(family: str, backend: str, golden: Callable[[str], Golden]) -> None:
     case = golden(family)
     prompt = case.prompts[LOGITS_PROMPT]
     batch = ForwardBatch.from_spans([Span(prompt, 0, [5, 2, 7, 1, 4, 3, 6])], BLOCK_SIZE)
-    model = _load(case.folder)
+    model = _load(case.folder, backend)
     logits = model.forward(batch, allocate_kv_cache(model.kv_spec, 8, BLOCK_SIZE))
     torch.testing.assert_close(logits[0], case.logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", NATIVE_FAMILIES)
 def test_reference_operators_agree(family: str, golden: Callable[[str], Golden]) -> None:
-    """Both backends compute one model: the same logits for a ragged batch."""
+    """All backends compute one model: the same logits for a ragged batch."""
     case = golden(family)
     config = load_model_config(case.folder)
     spans = [Span(case.prompts[10], 0, [3, 1, 4]), Span(case.prompts[6], 0, [2])]
     batch = ForwardBatch.from_spans(spans, BLOCK_SIZE)
+    reference = load_model(case.folder, config, "float32", ReferenceOps())
     logits: list[Tensor] = []
-    for ops in (ReferenceOps(), CpuOps()):
-        model = load_model(case.folder, config, "float32", ops)
+    for model in (reference, _load(case.folder, "torch"), _load(case.folder, "kernels")):
         cache = allocate_kv_cache(model.kv_spec, 5, BLOCK_SIZE)
         logits.append(model.forward(batch, cache))
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits[2], logits[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@on_each_backend
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_close(
-    family: str, dtype: str, golden: Callable[[str], Golden]
+    family: str, backend: str, dtype: str, golden: Callable[[str], Golden]
 ) -> None:
     case = golden(family)
     span = Span(case.prompts[9], 0, [1, 2])
     batch = ForwardBatch.from_spans([span], BLOCK_SIZE)
-    full, half = _load(case.folder), _load(case.folder, dtype)
+    full, half = _load(case.folder, backend), _load(case.folder, backend, dtype)
     expected, actual = (
         model.forward(batch, allocate_kv_cache(model.kv_spec, 3, BLOCK_SIZE))
         for model in (full, half)

@@ -1,0 +1,54 @@
+/* The one inner kernel: a tile of output rows times one weight panel, all sums in registers.
+ *
+ *   for k in depth:                      w: the panel's row k, PANEL columns, widened to float
+ *     for m in rows:                     x[m][k], broadcast
+ *       sum[m][0..PANEL) += x[m][k] * w[k][0..PANEL)
+ *
+ * It is the register tile of BLIS (Van Zee and van de Geijn, "BLIS: A Framework for Rapidly
+ * Instantiating BLAS Functionality", 2015). Each output element has one sum, over k in ascending
+ * order and with one fused multiply-add a step: its bits depend neither on the number of rows nor
+ * on how rows, columns and depth are cut into calls (a cut in depth stores and reloads the sum,
+ * which is exact). Everything that is batch-invariant here rests on that.
+ */
+#ifndef HEADRACE_TILE_H
+#define HEADRACE_TILE_H
+
+#include "vec.h"
+
+/* Where a tile reads and writes. Strides are in elements. */
+typedef struct {
+    const float *x;          /* element (m, k) at m * x_row + k * x_step */
+    size_t x_row, x_step;
+    const void *w;           /* row k at k * w_step, PANEL elements */
+    size_t w_step;
+    const float *start;      /* initial sums: row m at m * start_row */
+    size_t start_row;
+    float *out;              /* row m at m * out_row, PANEL columns */
+    size_t out_row;
+    int64_t depth;
+} Tile;
+
+/* Fully unrolled over rows: `rows` and `type` must be constants where this is inlined. */
+INLINE void tile_of(const int rows, const enum dtype type, const Tile *tile)
+{
+    vec sums[TILE_ROWS][PANEL_VECS];
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int v = 0; v < PANEL_VECS; v++)
+            sums[m][v] = load(tile->start + m * tile->start_row + v * LANES);
+    const float *x = tile->x;
+    const size_t x_row = tile->x_row, x_step = tile->x_step, w_step = tile->w_step;
+    size_t w = 0;
+    for (int64_t k = 0; k < tile->depth; k++, x += x_step, w += w_step) {
+        vec weights[PANEL_VECS];
+        UNROLL for (int v = 0; v < PANEL_VECS; v++)
+            weights[v] = widen(tile->w, w + v * LANES, type);
+        UNROLL for (int m = 0; m < rows; m++)
+            UNROLL for (int v = 0; v < PANEL_VECS; v++)
+                sums[m][v] += x[m * x_row] * weights[v];
+    }
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int v = 0; v < PANEL_VECS; v++)
+            store(tile->out + m * tile->out_row + v * LANES, sums[m][v]);
+}
+
+#endif

@@ -1,0 +1,171 @@
+"""How the kernels get into an installation, are found there, and what happens without them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor_svc.make_model import make_model
+from executor_svc.model_config import load_model_config
+from executor_svc.models import cpu
+from executor_svc.models.decoder import Decoder
+from executor_svc.models.fused_decoder import FusedDecoder
+from executor_svc.ops.native.library import (
+    BUILDS,
+    LibraryUnavailable,
+    load_library,
+    processor_flags,
+)
+from tests.unit.native_models import best_build
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "executor_svc" / "ops" / "native"
+DRIVER = Path(__file__).with_name("native_driver.c")
+ARCHITECTURE = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
+
+
+def _compiler() -> str:
+    name = os.environ.get("CC", "gcc").split()[0]
+    found = shutil.which(name) or shutil.which("cc")
+    if found is None:
+        pytest.skip("this machine has no C compiler")
+    return found
+
+
+def _run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def _build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    built, objects = folder / "lib", folder / "temp"
+    words = ("setup.py", "-q", "build_ext", "--build-lib", built, "--build-temp", objects)
+    return _run(sys.executable, *words, **environment)
+
+
+def test_a_build_holds_every_variant_for_this_machine(tmp_path: Path) -> None:
+    _compiler()
+    result = _build(tmp_path, CFLAGS="-O0")
+    assert result.returncode == 0, result.stderr
+    built = {path.name for path in tmp_path.rglob("libheadrace_*.so")}
+    is_x86 = processor_flags() != frozenset()
+    assert built == {build.file_name for build in BUILDS if is_x86 or not build.needs}
+    library = load_library(tmp_path / "lib" / SOURCES.relative_to(ROOT))
+    assert f"libheadrace_{library.name}.so" in built
+
+
+def test_without_a_compiler_the_build_succeeds_and_is_empty(tmp_path: Path) -> None:
+    result = _build(tmp_path, CC="no-such-compiler", LDSHARED="no-such-compiler")
+    assert result.returncode == 0, result.stderr
+    assert [*tmp_path.rglob("*.so")] == []
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_the_kernels_are_clean_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
+    """The driver runs every kernel on blocks of exact size, and the pool with several threads."""
+    program = tmp_path / "driver"
+    best = next(build for build in BUILDS if build.needs <= processor_flags())
+    machine = [f"-march={ARCHITECTURE[best.name]}"] if best.needs else []
+    flags = ["-std=gnu11", "-O1", "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", *machine]
+    compiled = _run(_compiler(), *flags, f"-I{SOURCES}", DRIVER, "-o", program, "-lm", "-lpthread")
+    if "cannot find" in compiled.stderr and "san" in compiled.stderr:
+        pytest.skip(f"the compiler has no runtime for -fsanitize={sanitizer}")
+    assert compiled.returncode == 0, compiled.stderr
+    ran = _run(program)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_best_build_for_the_processor_is_loaded(tmp_path: Path) -> None:
+    best_build()
+    for flags, name in ((frozenset[str](), "baseline"), (processor_flags(), None)):
+        library = load_library(flags=flags)
+        assert name in (None, library.name)
+        needs = {build.name: build.needs for build in BUILDS}[library.name]
+        assert needs <= flags
+    shutil.copy(SOURCES / "libheadrace_baseline.so", tmp_path)
+    assert load_library(tmp_path).name == "baseline"
+
+
+def test_an_installation_without_kernels_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(LibraryUnavailable, match="install a C compiler"):
+        load_library(tmp_path)
+
+
+def test_a_damaged_library_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "libheadrace_baseline.so").write_bytes(b"\x7fELF")
+    with pytest.raises(LibraryUnavailable, match=r"libheadrace_baseline\.so"):
+        load_library(tmp_path)
+
+
+def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "other.c"
+    header = (SOURCES / "headrace.h").read_text()
+    (tmp_path / "headrace.h").write_text(header.replace("int64_t rope;", "int64_t rope, added;"))
+    source.write_text((SOURCES / "headrace.c").read_text())
+    target = tmp_path / "libheadrace_baseline.so"
+    for path in SOURCES.glob("*.[ch]"):
+        if path.name not in ("headrace.h", "headrace.c"):
+            shutil.copy(path, tmp_path)
+    flags = ("-std=gnu11", "-O0", "-shared", "-fPIC", "-fvisibility=hidden")
+    compiled = _run(_compiler(), *flags, source, "-o", target, "-lm", "-lpthread")
+    assert compiled.returncode == 0, compiled.stderr
+    with pytest.raises(LibraryUnavailable, match="belongs to another version"):
+        load_library(tmp_path, frozenset())
+
+
+def test_processor_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: x\n")
+    is_x86 = sysconfig.get_platform().endswith("x86_64")
+    assert processor_flags(cpuinfo) == (frozenset({"fpu", "avx2", "fma"}) if is_x86 else set())
+    assert processor_flags(tmp_path / "absent") == frozenset()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "tiny"
+    make_model("tiny-qwen3", out, vocab_size=512)
+    return out
+
+
+def test_the_kernels_serve_in_the_checkpoints_dtype(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = best_build()
+    with caplog.at_level(logging.INFO):
+        model = cpu.load_cpu_model(folder, load_model_config(folder), "auto")
+    assert isinstance(model, FusedDecoder)
+    assert model.kv_spec.dtype == torch.bfloat16
+    assert [record.message for record in caplog.records] == [
+        f"CPU backend: compiled kernels ({best.name})"
+    ]
+
+
+def test_without_kernels_torch_serves_in_float32_with_one_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable() -> None:
+        raise LibraryUnavailable("no kernels here")
+
+    monkeypatch.setattr(cpu, "load_library", unavailable)
+    with caplog.at_level(logging.INFO):
+        model = cpu.load_cpu_model(folder, load_model_config(folder), "auto")
+    assert isinstance(model, Decoder)
+    assert model.kv_spec.dtype == torch.float32
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no kernels here" in caplog.text
