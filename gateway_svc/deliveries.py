@@ -52,15 +52,19 @@ DELIVERY_TYPES = (RequestStarted, PromptLogprobs, Delta, RequestRejected, Tokeni
 def split(message: TextOutputs) -> Iterator[Delta]:
     """Give each request of a step its own delta, in the step's order; logprobs are not set."""
     request_ids = u64(message.request_ids).tolist()
-    ends = (4 * i32(message.num_tokens).cumsum()).tolist()
+    num_tokens = i32(message.num_tokens).tolist()
     finish_reasons = i8(message.finish_reasons).tolist()
     stop_reasons = iter(message.stop_reasons)
+    # One list for all: a list a delta would set the garbage collector off in every few steps.
+    no_logprobs: list[TokenLogprob] = []
     start = 0
-    for request_id, end, text, finish_reason in zip(
-        request_ids, ends, message.deltas, finish_reasons, strict=True
+    for request_id, count, text, finish_reason in zip(
+        request_ids, num_tokens, message.deltas, finish_reasons, strict=True
     ):
+        end = start + 4 * count
+        token_ids = message.token_ids[start:end]
         stop_reason = next(stop_reasons) if finish_reason else None
-        yield Delta(request_id, message.token_ids[start:end], text, finish_reason, stop_reason)
+        yield Delta(request_id, token_ids, text, finish_reason, stop_reason, no_logprobs)
         start = end
 
 

@@ -41,7 +41,8 @@ class EventTemplate:
 class EventStream:
     """A streamed response whose headers go out with its first bytes.
 
-    Until then an error can still be an HTTP status; `is_started` tells.
+    Until then an error can still be an HTTP status; `is_started` tells. `_held`: what `write_soon`
+    took in this turn of the loop.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -51,6 +52,9 @@ class EventStream:
             self.response.enable_chunked_encoding()
         self._transport = request.transport
         self._protocol = request.protocol
+        self._loop = asyncio.get_running_loop()
+        self._held: list[bytes] = []
+        self._is_chunked = False
 
     @property
     def is_started(self) -> bool:
@@ -62,28 +66,46 @@ class EventStream:
         if not self.response.prepared:
             self._request[STREAM_STARTED] = True
             await self.response.prepare(self._request)
+            self._is_chunked = bool(self.response.chunked)
+        self._flush()
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await self.response.write(data)
 
-    def write_now(self, data: bytes) -> bool:
+    def write_soon(self, data: bytes) -> bool:
         """Write events without waiting; False if that cannot be: then use `write`.
 
-        Only while no `write` is going on. This is the body's own chunked encoding, because
-        aiohttp's `write` is a coroutine: it would cost more than the rest of a token's way.
+        Only while no `write` is going on. Several steps that arrive at once make one write: a
+        gateway that lags behind its pipeline catches up, for writing is most of a token's cost.
         """
+        if self._held:
+            self._held.append(data)
+            return True
         transport = self._transport
         if (
             transport is None
-            or transport.is_closing()
+            or not self._is_chunked
             or self._protocol.writing_paused
-            or not (self.response.prepared and self.response.chunked)
+            or transport.is_closing()
         ):
             return False
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._held.append(data)
+        self._loop.call_soon(self._flush)
         return True
+
+    def _flush(self) -> None:
+        """Write what is held, in the body's chunked encoding.
+
+        Not through aiohttp's `write`: it is a coroutine and would cost more than the rest of a
+        token's way.
+        """
+        data = b"".join(self._held)
+        self._held.clear()
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def end(self) -> None:
         """Finish the response."""
+        self._flush()
         await self.response.write_eof()
 
     def hang_up(self) -> None:

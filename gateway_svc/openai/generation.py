@@ -80,25 +80,26 @@ class Shortcut:
         self._outputs = outputs
         self._wording = job.wording
         self._is_allowed = not job.stream_options.continuous_usage_stats
-        self._templates: dict[int, sse.EventTemplate] = {}
+        self._lanes: dict[int, tuple[Output, sse.EventTemplate]] = {}
 
     def write(self, delta: Delta) -> bool:
         """Write what a step gave one choice; False if the handler has to."""
-        output = self._outputs.of(delta)
-        template = self._templates.get(output.index) or self._learn(output.index)
-        if template is None or delta.finish_reason or delta.logprobs:
+        lane = self._lanes.get(delta.request_id) or self._open_lane(delta)
+        if lane is None or delta.finish_reason or delta.logprobs:
             return False
-        if delta.text and not self._stream.write_now(template.fill(delta.text)):
+        output, template = lane
+        if delta.text and not self._stream.write_soon(template.fill(delta.text)):
             return False
         output.num_tokens += delta.num_tokens
         return True
 
-    def _learn(self, index: int) -> sse.EventTemplate | None:
-        document = self._wording.text_chunk(index) if self._is_allowed else None
+    def _open_lane(self, delta: Delta) -> tuple[Output, sse.EventTemplate] | None:
+        output = self._outputs.of(delta)
+        document = self._wording.text_chunk(output.index) if self._is_allowed else None
         if document is None:
             return None
-        template = self._templates[index] = sse.EventTemplate(document)
-        return template
+        lane = self._lanes[delta.request_id] = (output, sse.EventTemplate(document))
+        return lane
 
 
 async def respond(request: web.Request, gateway: Gateway, job: Job) -> web.StreamResponse:

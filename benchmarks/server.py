@@ -1,0 +1,167 @@
+"""A server under test as a process group: start it, wait for it, load it, count its CPU time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+START_TIMEOUT_S = 900.0
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.2
+MODEL_NAME = "m"
+CPU_FIGURE = "cpu_s_per_1000_tokens"
+LOAD = Path(__file__).with_name("load.py")
+LOG_TAIL_BYTES = 3000
+
+Figures = dict[str, float]
+
+
+class ServerFailed(Exception):
+    """The server did not start, or did not answer every request."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to start a server that calls its model `MODEL_NAME`; the port is appended."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Server:
+    """A running peer and all processes that it has started."""
+
+    def __init__(self, peer: Peer, log: Path) -> None:
+        self.name = peer.name
+        self._log = log
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*peer.command, "--host", "127.0.0.1", "--port", str(port)],
+                env=os.environ | peer.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_healthy(self) -> float:
+        """Poll /health until it says 200; returns the seconds that this took."""
+        started = time.monotonic()
+        while not self._is_healthy():
+            if self._process.poll() is not None:
+                raise ServerFailed(f"{self.name} has ended:\n{self._log_tail()}")
+            if time.monotonic() - started > START_TIMEOUT_S:
+                raise ServerFailed(f"{self.name} did not get healthy:\n{self._log_tail()}")
+            time.sleep(POLL_S)
+        return time.monotonic() - started
+
+    def put_load(self, **flags: object) -> Figures:
+        """Run the load client with these flags, its own process.
+
+        Returns its figures and the CPU seconds of all processes of the server per 1,000 output
+        tokens; raises `ServerFailed` if a request failed.
+        """
+        command = [sys.executable, str(LOAD), "--json", "--url", self.url, "--model", MODEL_NAME]
+        for name, value in flags.items():
+            command += ["--" + name.replace("_", "-"), str(value)]
+        cpu_s = tree_cpu_seconds(self._process.pid)
+        printed = subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout
+        cpu_s = tree_cpu_seconds(self._process.pid) - cpu_s
+        figures: Figures = json.loads(printed)
+        if figures["failed"]:
+            raise ServerFailed(
+                f"{self.name}: {figures['failed']:.0f} requests failed:\n{self._log_tail()}"
+            )
+        return figures | {CPU_FIGURE: 1000 * cpu_s / figures["output_tokens"]}
+
+    def stop(self) -> None:
+        """End the whole process group."""
+        group = self._process.pid
+        with suppress(ProcessLookupError):  # all of them may have ended by themselves
+            os.killpg(group, signal.SIGTERM)
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                print(f"{self.name} did not stop; killing it", file=sys.stderr)
+            os.killpg(group, signal.SIGKILL)
+        self._process.wait()
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urlopen(f"{self.url}/health", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except OSError:  # HTTP errors are among them
+            return False
+
+    def _log_tail(self) -> str:
+        return self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+@contextmanager
+def serving(peer: Peer) -> Iterator[Server]:
+    """A healthy server, stopped in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(peer, Path(folder) / "log")
+        try:
+            print(f"{peer.name}: healthy after {server.wait_healthy():.0f} s", flush=True)
+            yield server
+        finally:
+            server.stop()
+
+
+def headrace(model: Path | None, *flags: str) -> Peer:
+    """The Headrace of this interpreter; without a model it serves the embedded one."""
+    command = [sys.executable, "-m", "stages.cli", "serve", *([str(model)] if model else [])]
+    return Peer("headrace", [*command, "--served-model-name", MODEL_NAME, *flags])
+
+
+def tree_cpu_seconds(root: int) -> float:
+    """User and system seconds of a process and all below it, from /proc.
+
+    A process that has ended counts in its parent, once that has waited for it.
+    """
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue  # it has ended meanwhile
+        # The name, in parentheses, may hold anything; what follows it is the state, then numbers.
+        values = text.rpartition(")")[2].split()
+        pid = int(path.parent.name)
+        parents[pid] = int(values[1])
+        ticks[pid] = sum(map(int, values[11:15]))
+    return _sum_below(root, _children(parents), ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def _children(parents: Mapping[int, int]) -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    return children
+
+
+def _sum_below(pid: int, children: Mapping[int, list[int]], ticks: Mapping[int, int]) -> int:
+    below = sum(_sum_below(child, children, ticks) for child in children.get(pid, ()))
+    return ticks.get(pid, 0) + below
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
