@@ -20,9 +20,8 @@ from executor_svc.emulated import EmulatedExecutorStage, load_choices
 from executor_svc.kv_cache import allocate_kv_cache
 from executor_svc.main import wiring as executor_wiring
 from executor_svc.model_config import load_model_config
+from executor_svc.models.cpu import load_cpu_model
 from executor_svc.models.model import Model
-from executor_svc.models.registry import load_model
-from executor_svc.ops.cpu import CpuOps
 from executor_svc.stage import ExecutorStage
 from gateway_svc.deliveries import DELIVERY_TYPES, Delta
 from gateway_svc.main import TO_STAGE as GATEWAY_TO_STAGE
@@ -325,7 +324,7 @@ class Pipeline:
 
 
 def load_test_model(config: ServerConfig) -> Model:
-    """Load the configuration's model once; pipelines may share it, it keeps no state."""
+    """Load the configuration's model as a server would; pipelines may share it."""
     torch.set_num_threads(1)
     folder = model_path(config)
-    return load_model(folder, load_model_config(folder), config.dtype, CpuOps())
+    return load_cpu_model(folder, load_model_config(folder), config.dtype)

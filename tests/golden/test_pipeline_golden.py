@@ -99,6 +99,17 @@ def test_equal_after_a_kill(family: str, stage: str, placement: str, golden: Gol
         check_at_rest(pipeline)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equal_after_every_stage_has_died(family: str, golden: GoldenOf) -> None:
+    wanted = golden(family)
+    pipeline = make_pipeline(wanted, seed=5)
+    deaths = {60: SAMPLER, 150: TOKENIZER, 240: EXECUTOR, 330: SCHEDULER}
+    request_ids = [pipeline.open(prompt, GREEDY) for prompt in wanted.prompts]
+    pipeline.run(lambda turn: pipeline.kill(deaths[turn]) if turn in deaths else None)
+    check([pipeline.outcomes[request_id] for request_id in request_ids], wanted)
+    check_at_rest(pipeline)
+
+
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
