@@ -82,7 +82,10 @@ class Outbox:
             raise ChannelLate(self.address, SEND_DEADLINE_S) from None
 
     def forget(self) -> None:
-        """Drop what the peer has not taken: those messages belong to an epoch that is over."""
+        """Drop what the peer has not taken: those messages belong to an epoch that is over.
+
+        One that is on its way already may still arrive; its reader drops it by its epoch.
+        """
         self.close()
         self._socket = self._connect()
 

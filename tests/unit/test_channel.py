@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from stages.channel import Inbox, Outbox
+from stages.channel import HIGH_WATER_MARK, Inbox, Outbox
 from stages.messages import AbortRequest, FinishRequest, Message, SchedulerInbound
 
 WAIT_MS = 5000
@@ -64,15 +64,20 @@ def test_garbage_is_counted_and_dropped(
     outbox.close()
 
 
-def test_a_new_epoch_forgets_what_was_not_taken(
+def test_a_full_channel_makes_room_by_forgetting(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
     address = f"ipc://{tmp_path}/in"
     outbox = Outbox(context, address)
-    outbox.send(AbortRequest(1, 1))
+    for _ in range(HIGH_WATER_MARK):
+        outbox.send(AbortRequest(1, 1))
     outbox.forget()
-    outbox.send(AbortRequest(2, 2))
+    outbox.send(AbortRequest(2, 2))  # a full channel would wait here, and fail
     inbox: Inbox[Message] = Inbox(context, address, SchedulerInbound)
-    assert receive(inbox, 1) == [AbortRequest(2, 2)]
+    messages: list[Message] = []
+    while AbortRequest(2, 2) not in messages:
+        messages += receive(inbox, 1)
+    # ZMQ closes in the background: some may slip through, and their epoch gives them away.
+    assert {message.epoch for message in messages[:-1]} <= {1}  # type: ignore[attr-defined]
     inbox.close()
     outbox.close()
