@@ -116,7 +116,7 @@ def build_config(arguments: Mapping[str, Any], environment: Mapping[str, str]) -
     settings["model"] = str(Path(model).resolve()) if model else EMBEDDED_MODEL
     settings.setdefault("served_model_name", settings["model"] if model else EMBEDDED_NAME)
     settings.setdefault("max_model_len", facts.max_position_embeddings)
-    settings.setdefault("run_dir", str(default_run_dir(settings.get("port", ServerConfig.port))))
+    settings.setdefault("run_dir", str(default_run_dir(settings.get("port", _DEFAULTS["port"]))))
     config = ServerConfig(facts=facts, **settings)
     _validate(config)
     return config

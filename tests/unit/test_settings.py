@@ -11,6 +11,7 @@ import pytest
 
 from stages.config import ServerConfig, decode_config, encode_config
 from stages.errors import ConfigError
+from stages.run_dir import default_run_dir
 from stages.settings import add_serve_arguments, build_config, non_default
 
 
@@ -52,6 +53,11 @@ def test_the_embedded_model_is_the_default() -> None:
     config = build()
     assert config.served_model_name == "headrace-embedded"
     assert config.facts.architecture == "Qwen3ForCausalLM"
+
+
+def test_status_finds_a_group_by_its_port(folder: Path) -> None:
+    assert build(str(folder)).run_dir == str(default_run_dir(8000))
+    assert build(str(folder), "--port", "8001").run_dir == str(default_run_dir(8001))
 
 
 def test_sizes_take_a_suffix(folder: Path) -> None:
