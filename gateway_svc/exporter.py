@@ -64,7 +64,7 @@ class GatewayCollector(Collector):
             yield family
 
     def _latencies(self) -> Iterator[Metric]:
-        latencies = self._gateway.latencies
+        latencies = self._gateway.group_latencies()
         for name, histogram in latencies.histograms.items():
             text = name.replace("_", " ").capitalize() + "."
             family = HistogramMetricFamily(f"vllm:{name}", text, labels=self._labels)

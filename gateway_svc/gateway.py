@@ -34,6 +34,7 @@ from stages.messages import (
     Tokenize,
 )
 from stages.stage import Stage
+from stages.topology import is_gateway
 
 
 @dataclass(slots=True)
@@ -99,6 +100,21 @@ class Gateway:
         """Take no new requests; `Drained` is sent once none is open."""
         self.on_messages([message])
 
+    # ── the heartbeat's figures ──────────────────────────────────────────────────────────────
+
+    def progress(self) -> int:
+        """See `Stage.progress`."""
+        return self.core.progress()
+
+    def queue_len(self) -> int:
+        """See `Stage.queue_len`."""
+        return self.core.queue_len()
+
+    def stats(self) -> dict[str, float]:
+        """The core's, and with several gateways the latencies, for the others to add up."""
+        is_alone = self.config.gateways == 1
+        return self.core.stats() | ({} if is_alone else self.latencies.figures())
+
     # ── for handlers ─────────────────────────────────────────────────────────────────────────
 
     @contextmanager
@@ -128,6 +144,17 @@ class Gateway:
             yield inbox
         finally:
             self._close(inbox)
+
+    def group_latencies(self) -> Latencies:
+        """The latencies over all gateways.
+
+        Of several, all are taken as their last heartbeats told them, this one's too: two gateways
+        that are asked one after the other must not seem to go backwards.
+        """
+        if self.config.gateways == 1:
+            return self.latencies
+        stages = self.state.stages
+        return Latencies.merged(stage.stats for stage in stages if is_gateway(stage.stage))
 
     @property
     def is_ready(self) -> bool:

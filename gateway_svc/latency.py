@@ -1,10 +1,13 @@
-"""Times of requests as a client sees them, collected into histograms."""
+"""Times of requests as a client sees them, collected into histograms.
+
+With several gateways each tells its own as plain figures, and any of them can add up all.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway_svc.deliveries import Delivery, Delta
@@ -20,6 +23,9 @@ LONG_BUCKETS = (
 )  # fmt: skip
 TOKEN_BUCKETS = tuple(float(2**exponent) for exponent in range(18))
 
+FINISHED = "finished"
+FIGURE_SEPARATOR = ":"
+
 
 class Histogram:
     """Counts of observations in buckets; `observe` costs a bisection, no lock: one thread."""
@@ -33,6 +39,18 @@ class Histogram:
         """Add `count` observations of `value`."""
         self._counts[bisect_left(self._bounds, value)] += count
         self.sum += value * count
+
+    def figures(self) -> dict[str, float]:
+        """Everything that is not 0, by short names: the reverse of `add`."""
+        counts = {str(index): float(count) for index, count in enumerate(self._counts) if count}
+        return counts | ({"sum": self.sum} if self.sum else {})
+
+    def add(self, name: str, figure: float) -> None:
+        """Add one of another histogram's `figures`."""
+        if name == "sum":
+            self.sum += figure
+        else:
+            self._counts[int(name)] += int(figure)
 
     def buckets(self) -> list[tuple[str, float]]:
         """Give (upper bound, observations up to it), the last one '+Inf'."""
@@ -72,6 +90,31 @@ class Latencies:
             "request_generation_tokens": Histogram(TOKEN_BUCKETS),
         }
         self.finished: Counter[str] = Counter()
+
+    @classmethod
+    def merged(cls, figures: Iterable[Mapping[str, float]]) -> Latencies:
+        """Add up what several gateways told with `figures`; other names are passed over."""
+        merged = cls()
+        for own in figures:
+            for name, figure in own.items():
+                family, separator, part = name.partition(FIGURE_SEPARATOR)
+                if separator and family == FINISHED:
+                    merged.finished[part] += int(figure)
+                elif separator:
+                    merged.histograms[family].add(part, figure)
+        return merged
+
+    def figures(self) -> dict[str, float]:
+        """Everything as numbers under names that no other figure of a stage has."""
+        figures = {
+            f"{family}{FIGURE_SEPARATOR}{part}": figure
+            for family, histogram in self.histograms.items()
+            for part, figure in histogram.figures().items()
+        }
+        return figures | {
+            f"{FINISHED}{FIGURE_SEPARATOR}{reason}": float(count)
+            for reason, count in self.finished.items()
+        }
 
     def observe(self, times: RequestTimes, delivery: Delivery, now: float) -> None:
         """Note a delivery of a request at `now`, on the clock of `times.opened`."""

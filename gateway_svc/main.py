@@ -29,7 +29,7 @@ from stages.messages import (
 )
 from stages.recorder import maybe_recorded
 from stages.stage import Stage
-from stages.topology import TOKENIZER
+from stages.topology import TOKENIZER, gateway_index
 
 TO_STAGE: dict[type[Message], str] = dict.fromkeys(
     (Generate, AbortRequest, Tokenize, Detokenize), TOKENIZER
@@ -50,7 +50,7 @@ def main(context: StageContext) -> None:
 
 async def _run(context: StageContext) -> None:
     config = context.config
-    core = GatewayStage(config, context.incarnation)
+    core = GatewayStage(config, context.incarnation, gateway_index(context.stage))
     recorded = maybe_recorded(
         core, config.record, context.stage, context.incarnation, context.config_bytes
     )
@@ -79,7 +79,7 @@ async def _run(context: StageContext) -> None:
     await runner.setup()
     listening = asyncio.create_task(_listen(context, runner, has_epoch))
     try:
-        await shell.run(core)
+        await shell.run(gateway)
     finally:
         listening.cancel()
         await runner.cleanup()

@@ -34,8 +34,7 @@ from stages.messages import (
     Tokenized,
     TokenLogprob,
 )
-
-INCARNATION_SHIFT = 40
+from stages.request_ids import first_request_id
 
 
 @dataclass(slots=True)
@@ -60,15 +59,16 @@ class GatewayStage:
     """A `Stage` that owns the open requests.
 
     Invariant: a request leaves `_sessions` with exactly one terminal delivery, or with none if its
-    client left first. At most `capacity` requests and queries are open.
+    client left first. At most `capacity`, this gateway's share of the group's, are open.
     """
 
-    def __init__(self, config: ServerConfig, incarnation: int) -> None:
-        self.capacity = config.max_num_seqs + config.max_queued_requests
+    def __init__(self, config: ServerConfig, incarnation: int, index: int = 0) -> None:
+        """`index`: which of the group's gateways this is."""
+        self.capacity = -(-(config.max_num_seqs + config.max_queued_requests) // config.gateways)
         self.epoch = 0
         self.is_draining = False
         self._max_recoveries = config.max_recoveries
-        self._next_id = (incarnation << INCARNATION_SHIFT) + 1
+        self._next_id = first_request_id(index, incarnation)
         self._sessions: dict[int, Session] = {}
         self._queries: dict[int, Tokenize | Detokenize] = {}
         self._is_drained = False
@@ -86,7 +86,7 @@ class GatewayStage:
         return len(self._sessions) + len(self._queries)
 
     def next_request_ids(self, count: int) -> range:
-        """Mint `count` consecutive request ids that no other incarnation can mint."""
+        """Mint `count` consecutive request ids that nobody else can mint."""
         first = self._next_id
         self._next_id += count
         return range(first, self._next_id)

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import zmq
 
 from shm.errors import PeerClosed
-from stages.channel import Inbox, Outbox
+from stages.channel import Inbox
+from stages.gateway_outboxes import open_outbox
 from stages.launch import StageContext
 from stages.messages import ExecutorFacts, Heartbeat, Message, StageReady, Stop, ToStage
 from stages.runner import HEARTBEAT_S
@@ -58,7 +59,7 @@ class AsyncShell:
         run_dir = context.config.run_dir
         self._inbox: Inbox[Message] = Inbox(self._zmq, inbox_address(run_dir, context.stage), inbox)
         self._outboxes = {
-            stage: Outbox(self._zmq, inbox_address(run_dir, stage))
+            stage: open_outbox(self._zmq, context.config, stage)
             for stage in sorted(set(to_stage.values()))
         }
         self._trace = Trace()

@@ -37,6 +37,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: list[str] = []
+    gateways: int = 1
 
     device: str = "cpu"
     emulated_step_ms: float = 10.0

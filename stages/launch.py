@@ -20,7 +20,7 @@ from stages.control import ControlSocket
 from stages.errors import HeadraceError
 from stages.lifeline import die_with_parent
 from stages.messages import Configure, StageFailed, ToStage
-from stages.topology import STAGES
+from stages.topology import spec_of
 
 MAX_FAILURE_TEXT = 4000
 
@@ -29,7 +29,7 @@ MAX_FAILURE_TEXT = 4000
 class StageContext:
     """What a stage process is given.
 
-    `listener`: the group's HTTP socket, for the gateway. The supervisor holds it too, so that
+    `listener`: the HTTP socket of a gateway. The supervisor holds it too, so that
     clients that connect while a gateway is being restarted wait instead of being refused.
     """
 
@@ -63,7 +63,7 @@ def main(stage: str, control_fd: int) -> int:
     )
     context = StageContext(stage, config, first.config, first.incarnation, control, listener)
     try:
-        load(STAGES[stage].main)(context)
+        load(spec_of(stage).main)(context)
     except PeerClosed:
         return 1  # The supervisor has died: nobody is left to tell.
     except HeadraceError as error:

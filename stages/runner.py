@@ -15,7 +15,8 @@ from typing import Any
 import zmq
 
 from shm.errors import Interrupted
-from stages.channel import Inbox, Outbox
+from stages.channel import Inbox
+from stages.gateway_outboxes import open_outbox
 from stages.launch import StageContext
 from stages.messages import (
     BeginEpoch,
@@ -72,7 +73,7 @@ class Runner:
             address = inbox_address(config.run_dir, context.stage)
             self._inbox = Inbox(self._zmq, address, wiring.inbox)
         self._outboxes = {
-            stage: Outbox(self._zmq, inbox_address(config.run_dir, stage))
+            stage: open_outbox(self._zmq, config, stage)
             for stage in sorted(set(wiring.to_stage.values()))
         }
         self._rings: RingEnds | None = None

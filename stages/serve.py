@@ -7,7 +7,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +35,42 @@ def serve(arguments: Mapping[str, Any]) -> int:
     )
     logger.info("non-default args: %s", non_default(config))
     run_dir = Path(config.run_dir)
-    with _listen(config.host, config.port) as listener:
-        port: int = listener.getsockname()[1]
+    with ExitStack() as stack:
+        listeners = _listen(config, stack)
+        port: int = listeners[0].getsockname()[1]
         config = msgspec.structs.replace(config, port=port)
         create_run_dir(run_dir)
         try:
-            return asyncio.run(_run(config, listener))
+            return asyncio.run(_run(config, listeners))
         finally:
             remove_run_dir(run_dir)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind before anything is loaded: a port in use is told at once."""
+def _listen(config: ServerConfig, stack: ExitStack) -> list[socket.socket]:
+    """Bind before anything is loaded: a port in use is told at once.
+
+    Each gateway has a socket of its own on the one port, and the kernel deals the clients among
+    them; with one socket for all, whoever wakes first would take a whole burst.
+    """
+    host, port = config.host, config.port
+    listeners: list[socket.socket] = []
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        for _ in range(config.gateways):
+            listener = socket.create_server(
+                (host, port), family=family, backlog=BACKLOG, reuse_port=config.gateways > 1
+            )
+            listeners.append(stack.enter_context(listener))
+            port = listener.getsockname()[1]
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host}:{port} ({error.strerror}): pass another --host or --port"
         ) from None
+    return listeners
 
 
-async def _run(config: ServerConfig, listener: socket.socket) -> int:
-    supervisor = Supervisor(config, listener, lambda seconds: _say_ready(config, seconds))
+async def _run(config: ServerConfig, listeners: Sequence[socket.socket]) -> int:
+    supervisor = Supervisor(config, listeners, lambda seconds: _say_ready(config, seconds))
     status = await serve_status(config.run_dir, supervisor.state)
     try:
         await supervisor.run()

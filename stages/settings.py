@@ -18,6 +18,7 @@ import msgspec
 from stages.config import EMBEDDED_MODEL, ServerConfig
 from stages.errors import ConfigError
 from stages.model_folder import embedded_model, read_model_facts
+from stages.request_ids import MAX_GATEWAYS
 from stages.run_dir import default_run_dir
 from stages.topology import STAGES
 
@@ -67,7 +68,8 @@ FLAGS = (
     Flag("max_preemptions", int, "after so many a request gets its whole length reserved"),
     Flag("sampling_placement", str, "where tokens are sampled", ("device", "process")),
     Flag("overlap", bool, "plan one step ahead of the device"),
-    Flag("cpu_threads", int, "threads of the CPU backend; 0: all cores, one for a small model"),
+    Flag("cpu_threads", int, "threads of the CPU backend; auto or 0: all cores"),
+    Flag("gateways", int, "processes that speak HTTP"),
     Flag("tokenizer_workers", int, "processes that tokenize"),
     Flag("template_timeout", float, "seconds that a chat template may take"),
     Flag("max_queued_requests", int, "open requests beyond max-num-seqs before 503"),
@@ -98,8 +100,14 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `headrace serve`; unset ones are left out of the namespace."""
     parser.add_argument("model", nargs="?", help="Hugging Face folder (default: embedded model)")
     parser.add_argument("--config", metavar="FILE", help="TOML file of the flags below")
+    add_flags(parser, *(flag.name for flag in FLAGS))
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Declare these flags, by field name, for `build_config`."""
     for flag in FLAGS:
-        _add_flag(parser, flag)
+        if flag.name in names:
+            _add_flag(parser, flag)
 
 
 def build_config(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> ServerConfig:
@@ -185,6 +193,8 @@ def _typed(name: str, value: Any) -> Any:
             return value if isinstance(value, dict) else _parse_record(_as_list(value))
         if kind is list:
             return _as_list(value)
+        if name == "cpu_threads" and value == "auto":
+            return 0
         if isinstance(value, str):
             return _parse(kind, value)
     except ValueError:
@@ -237,6 +247,8 @@ def _validate(config: ServerConfig) -> None:
             raise ConfigError(f"{option} is at least {least}, not {getattr(config, name)}")
     if not 0 <= config.gpu_memory_utilization <= 1:
         raise ConfigError("--gpu-memory-utilization is a share: 0 to 1")
+    if config.gateways > MAX_GATEWAYS:
+        raise ConfigError(f"--gateways is at most {MAX_GATEWAYS}, not {config.gateways}")
     if config.port > 65535:
         raise ConfigError("--port is at most 65535")
     if config.max_num_batched_tokens < config.max_num_seqs:
@@ -264,6 +276,7 @@ _LEAST: dict[str, float] = {
     "kv_cache_memory": 0,
     "max_preemptions": 0,
     "cpu_threads": 0,
+    "gateways": 1,
     "tokenizer_workers": 1,
     "template_timeout": 0.1,
     "max_queued_requests": 0,

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from stages.config import ServerConfig, encode_config
@@ -40,12 +40,13 @@ from stages.throughput_log import ThroughputLog
 from stages.topology import (
     EPOCH_STAGES,
     EXECUTOR,
-    GATEWAY,
     SCHEDULER,
-    STAGES,
-    STOP_ORDER,
     TOKENIZER,
+    gateway_index,
+    gateway_names,
+    is_gateway,
     rings,
+    stage_names,
 )
 
 RESTART_WINDOW_S = 600.0
@@ -58,19 +59,24 @@ class Supervisor:
     """The group's state machine, driven by its children's words and ends and by signals.
 
     Invariant: `_pending_acks` names the stages that have not yet begun the current epoch; the
-    gateway hears of an epoch only when it is empty.
+    gateways hear of an epoch only when it is empty.
     """
 
     def __init__(
-        self, config: ServerConfig, listener: socket.socket, on_ready: Callable[[float], None]
+        self,
+        config: ServerConfig,
+        listeners: Sequence[socket.socket],
+        on_ready: Callable[[float], None],
     ) -> None:
-        """`listener`: the HTTP socket, handed to each gateway; stays the caller's.
+        """`listeners`: the HTTP socket of each gateway, handed to all its lives; the caller's.
 
         `on_ready` hears once how many seconds the start took.
         """
         self._config = config
-        self._listener = listener
+        self._listeners = listeners
         self._on_ready = on_ready
+        self._gateways = gateway_names(config.gateways)
+        self._stages = stage_names(config.gateways)
         self._children: dict[str, StageProcess] = {}
         self._heartbeats: dict[str, Heartbeat] = {}
         self._heartbeat_ns: dict[str, int] = {}
@@ -86,7 +92,7 @@ class Supervisor:
         self._failure: HeadraceError | None = None
         self._changed = asyncio.Event()
         self._signals: list[signal.Signals] = []
-        self._is_drained = False
+        self._undrained = set(self._gateways)
 
     async def run(self) -> None:
         """Serve until a signal; raises the `HeadraceError` that ended the group otherwise."""
@@ -95,7 +101,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         try:
-            for stage in STAGES:
+            for stage in self._stages:
                 self._start(stage, incarnation=1)
             if await self._start_up():
                 self._on_ready(time.monotonic() - started)
@@ -141,9 +147,9 @@ class Supervisor:
             return
         timeout = self._config.drain_timeout
         logger.info("draining: open requests have %.0f s to end", timeout)
-        self._children[GATEWAY].send(Drain(time.time_ns() + int(timeout * 1e9)))
+        self._tell_gateways(Drain(time.time_ns() + int(timeout * 1e9)))
         await self._until(
-            lambda: self._is_drained or self.was_aborted or self._failure is not None, timeout
+            lambda: not self._undrained or self.was_aborted or self._failure is not None, timeout
         )
 
     async def _stop(self) -> None:
@@ -199,7 +205,7 @@ class Supervisor:
         elif isinstance(message, StageFailed):
             child.last_words = message.text
         elif isinstance(message, Drained):
-            self._is_drained = True
+            self._undrained.discard(child.stage)
         self._advance()
         self._changed.set()
 
@@ -233,7 +239,7 @@ class Supervisor:
 
     def _advance(self) -> None:
         """Take the next step towards a group that serves, if it can be taken."""
-        if len(self._children) < len(STAGES) or not all(c.is_ready for c in self._ordered()):
+        if len(self._children) < len(self._stages) or not all(c.is_ready for c in self._ordered()):
             return
         if self._needs_epoch:
             self._begin_epoch()
@@ -241,7 +247,7 @@ class Supervisor:
             self._announce_epoch()
         if self._needs_unanswered and not self._needs_announcement:
             self._needs_unanswered = False
-            self._children[GATEWAY].send(ResendUnanswered())
+            self._tell_gateways(ResendUnanswered())
 
     def _begin_epoch(self) -> None:
         self._epoch += 1
@@ -259,7 +265,7 @@ class Supervisor:
     def _announce_epoch(self) -> None:
         # Everything that was open is sent again, so nothing is left unanswered.
         self._needs_announcement = self._needs_unanswered = False
-        self._children[GATEWAY].send(self._epoch_message([]))
+        self._tell_gateways(self._epoch_message([]))
         self._has_served = True
         self._tell_state()
 
@@ -271,7 +277,7 @@ class Supervisor:
     def _start(self, stage: str, incarnation: int) -> None:
         child = StageProcess(stage, incarnation, self._on_message, self._on_exit)
         self._children[stage] = child
-        fds = [self._listener.fileno()] if stage == GATEWAY else []
+        fds = [self._listeners[gateway_index(stage)].fileno()] if is_gateway(stage) else []
         child.send(Configure(encode_config(self._config), incarnation), fds)
 
     def _too_many_deaths(self) -> bool:
@@ -282,15 +288,20 @@ class Supervisor:
         return len(self._deaths) > self._config.max_restarts
 
     def _ordered(self) -> list[StageProcess]:
-        return [self._children[stage] for stage in STOP_ORDER if stage in self._children]
+        return [self._children[stage] for stage in self._stages if stage in self._children]
 
     def _running(self) -> list[StageProcess]:
         return [child for child in self._ordered() if child.exit_code is None]
 
+    def _tell_gateways(self, message: Message) -> None:
+        for gateway in self._gateways:
+            self._children[gateway].send(message)
+
     def _tell_state(self) -> None:
-        gateway = self._children.get(GATEWAY)
-        if gateway is not None and gateway.is_ready:
-            gateway.send(self.state())
+        state = self.state()
+        for gateway in self._gateways:
+            if self._children[gateway].is_ready:
+                self._children[gateway].send(state)
 
     def _stage_state(self, child: StageProcess) -> StageState:
         beat = self._heartbeats.get(child.stage, Heartbeat(child.stage, 0, 0))

@@ -38,8 +38,32 @@ STAGES: dict[str, StageSpec] = {
 # The stages that hold state of requests and so begin a new epoch together.
 EPOCH_STAGES = (SCHEDULER, EXECUTOR, SAMPLER)
 
-# Work flows in this order; a group is stopped in it, so that no stage writes to a closed one.
-STOP_ORDER = (GATEWAY, TOKENIZER, SCHEDULER, EXECUTOR, SAMPLER)
+
+def gateway_names(num_gateways: int) -> list[str]:
+    """The stages that speak HTTP, by their number: gateway, gateway-1, gateway-2, ..."""
+    return [GATEWAY, *(f"{GATEWAY}-{index}" for index in range(1, num_gateways))]
+
+
+def gateway_index(stage: str) -> int:
+    """The number of a gateway by its name."""
+    return int(stage.partition("-")[2] or 0)
+
+
+def is_gateway(stage: str) -> bool:
+    """Whether a stage is one of the gateways."""
+    return spec_of(stage).name == GATEWAY
+
+
+def spec_of(stage: str) -> StageSpec:
+    """What runs a stage."""
+    return STAGES[stage.partition("-")[0]]
+
+
+def stage_names(num_gateways: int) -> list[str]:
+    """All stages of a group, in the order of the work; a group is stopped in it, so that no stage
+    writes to a closed one.
+    """
+    return [*gateway_names(num_gateways), TOKENIZER, SCHEDULER, EXECUTOR, SAMPLER]
 
 
 @dataclass(frozen=True)

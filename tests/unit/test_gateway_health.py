@@ -217,3 +217,16 @@ def test_latencies_of_one_request() -> None:
         "request_generation_tokens": 3.0,
     }
     assert latencies.finished == {"stop": 1}
+
+
+def test_latencies_of_several_gateways_add_up() -> None:
+    both, parts = Latencies(), [Latencies(), Latencies()]
+    for index, ttft in enumerate((0.3, 0.02, 7.0)):
+        times = [RequestTimes(opened=1.0, started=1.0) for _ in range(2)]
+        for latencies, own in zip((both, parts[index % 2]), times, strict=True):
+            latencies.observe(own, RequestStarted(1, 1, 3, 0), 1.0)
+            delta = Delta(1, i32_bytes([5]), "", FinishReason.LENGTH)
+            latencies.observe(own, delta, 1.0 + ttft)
+    merged = Latencies.merged([part.figures() | {"requests_ended_total": 9.0} for part in parts])
+    assert merged.figures() == both.figures()
+    assert merged.finished == both.finished == {"length": 3}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_svc.deliveries import Delta
-from gateway_svc.sessions import INCARNATION_SHIFT, GatewayStage
+from gateway_svc.sessions import GatewayStage
 from stages.columns import i32, i32_bytes
 from stages.messages import (
     AbortRequest,
@@ -35,6 +35,7 @@ from stages.messages import (
     Tokenize,
     Tokenized,
 )
+from stages.request_ids import gateway_of
 from tests.unit.gateway_fakes import make_config, text_outputs, token_logprob
 
 
@@ -58,11 +59,23 @@ class Driver:
         return self.tell(text_outputs(epoch, (request_id, list(token_ids), text, reason)))
 
 
-def test_ids_carry_the_incarnation_and_never_repeat() -> None:
-    core = GatewayStage(make_config(), incarnation=3)
-    ids = [*core.next_request_ids(2), *core.next_request_ids(3)]
-    assert len(set(ids)) == 5
-    assert {request_id >> INCARNATION_SHIFT for request_id in ids} == {3}
+def test_no_two_gateways_and_no_two_lives_mint_the_same_ids() -> None:
+    cores = [
+        GatewayStage(make_config(gateways=2), incarnation, index)
+        for incarnation in (1, 3)
+        for index in (0, 1)
+    ]
+    ids = [
+        [*core.next_request_ids(2), *core.next_request_ids(3)] for core in cores for _ in range(2)
+    ]
+    assert len({request_id for own in ids for request_id in own}) == 2 * 4 * 5
+    assert [{*map(gateway_of, own)} for own in ids] == [{0}, {0}, {1}, {1}] * 2
+
+
+def test_gateways_share_the_capacity() -> None:
+    config = {"max_num_seqs": 4, "max_queued_requests": 3}
+    assert GatewayStage(make_config(**config), 1).capacity == 7
+    assert GatewayStage(make_config(**config, gateways=2), 1, 1).capacity == 4
 
 
 def test_an_opened_request_goes_to_the_tokenizer_with_the_epoch() -> None:
