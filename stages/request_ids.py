@@ -6,9 +6,6 @@ that died.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 GATEWAY_SHIFT = 56
 INCARNATION_SHIFT = 40
 MAX_GATEWAYS = 64
@@ -22,8 +19,3 @@ def first_request_id(gateway: int, incarnation: int) -> int:
 def gateway_of(request_id: int) -> int:
     """The gateway that minted an id."""
     return request_id >> GATEWAY_SHIFT
-
-
-def gateways_of(request_ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The gateway that minted each of uint64 [n]."""
-    return request_ids >> np.uint64(GATEWAY_SHIFT)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 import msgspec
@@ -24,11 +25,9 @@ MAX_TOKENS = 60
 CHUNKS_BEFORE_KILL = 300
 
 
-@pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    run_dir = tmp_path_factory.mktemp("g") / "run"
-    arguments = ("--gateways", str(NUM_GATEWAYS), "--max-restarts", "100")
-    with serving(run_dir, *arguments) as group:
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    with serving(tmp_path / "run", "--gateways", str(NUM_GATEWAYS)) as group:
         yield group
 
 
