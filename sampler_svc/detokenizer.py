@@ -49,6 +49,9 @@ class Detokenizer:
         self._has_byte_tokens = "ByteFallback" in decoder_kinds
         self._byte_of_char = _byte_of_char() if self._is_byte_level else {}
         self._known: dict[int, tuple[str, bytes]] = {}
+        # By whether special tokens are skipped: the text of tokens that begin and end between
+        # characters, which is theirs wherever no character is open.
+        self._whole_texts: dict[bool, dict[int, str]] = {True: {}, False: {}}
 
     @classmethod
     def from_model_folder(cls, folder: Path) -> Detokenizer:
@@ -74,7 +77,8 @@ class Detokenizer:
         """
         stream: TextStream
         if self._is_byte_level:
-            stream = _ByteStream(self, self._special if skip_special_tokens else set())
+            skipped = self._special if skip_special_tokens else set()
+            stream = _ByteStream(self, skipped, self._whole_texts[skip_special_tokens])
         else:
             stream = _LibraryStream(self._tokenizer, skip_special_tokens)
         for token_id in self._prompt_tail(prompt_token_ids, skip_special_tokens):
@@ -129,15 +133,32 @@ class Detokenizer:
 class _ByteStream:
     """Byte-level BPE: the bytes of the tokens are the bytes of the text."""
 
-    def __init__(self, detokenizer: Detokenizer, skipped: set[int]) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, skipped: set[int], whole_texts: dict[int, str]
+    ) -> None:
+        """`whole_texts`: filled on the way, and shared by all streams that skip the same."""
         self._bytes_of = detokenizer.token_text_and_bytes
         self._skipped = skipped
+        self._whole_texts = whole_texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_inside_character = False
 
     def push(self, token_id: int) -> str:
+        if not self._is_inside_character:
+            text = self._whole_texts.get(token_id)
+            if text is not None:
+                return text
+        return self._decode(token_id)
+
+    def _decode(self, token_id: int) -> str:
         if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._bytes_of(token_id)[1])
+        was_inside = self._is_inside_character
+        text = self._decoder.decode(self._bytes_of(token_id)[1])
+        self._is_inside_character = bool(self._decoder.getstate()[0])
+        if not (was_inside or self._is_inside_character):
+            self._whole_texts[token_id] = text
+        return text
 
 
 class _LibraryStream:
