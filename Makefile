@@ -17,7 +17,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 # What an installation is made of: the kernels are compiled when the package is installed.
-SOURCES := pyproject.toml setup.py $(wildcard executor_svc/ops/native/*.[ch])
+SOURCES := pyproject.toml setup.py $(wildcard executor_svc/ops/native/*.[ch] sampler_svc/native/*.[ch])
 
 $(VENV)/.serve: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)

@@ -6,19 +6,27 @@ without a C compiler the package installs all the same and serves through torch.
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FOLDER = Path("executor_svc/ops/native")
-FLAGS = ("-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast")
+KERNELS = Path("executor_svc/ops/native")
+# The sampling head takes the vectors and the thread pool of the kernels.
+LIBRARIES = {
+    "executor_svc.ops.native.libheadrace": KERNELS / "headrace.c",
+    "sampler_svc.native.libsampling": Path("sampler_svc/native/sampling.c"),
+}
+FLAGS = ("-std=gnu11", "-g0", "-fvisibility=hidden", "-ffp-contract=fast")
+AVX512_FLAGS = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    "-mprefer-vector-width=512",
+)
 X86_FLAGS = {
-    "avx512": (
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
-        "-mprefer-vector-width=512",
-    ),
+    "avx512bf16": (*AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"),
+    "avx512": AVX512_FLAGS,
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
 }
 
@@ -36,22 +44,34 @@ class BuildSharedObject(build_ext):
         self.build_temp = shared_temp
 
 
+def optimization() -> list[str]:
+    """What CFLAGS say wins, as everywhere else; the compiler is given them before our flags."""
+    return [] if "-O" in os.environ.get("CFLAGS", "") else ["-O3"]
+
+
 def builds() -> dict[str, tuple[str, ...]]:
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     return {"baseline": (), **(X86_FLAGS if is_x86 else {})}
 
 
+def extension(library: str, source: Path, build: str, flags: tuple[str, ...]) -> Extension:
+    included = {*KERNELS.glob("*.[ch]"), *source.parent.glob("*.[ch]")}
+    return Extension(
+        f"{library}_{build}",
+        sources=[str(source)],
+        include_dirs=[str(KERNELS)],
+        depends=sorted(map(str, included)),
+        extra_compile_args=[*FLAGS, *optimization(), *flags],
+        libraries=["m", "pthread"],
+        optional=True,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            f"executor_svc.ops.native.libheadrace_{name}",
-            sources=[str(FOLDER / "headrace.c")],
-            depends=[str(path) for path in sorted(FOLDER.glob("*.[ch]"))],
-            extra_compile_args=[*FLAGS, *flags],
-            libraries=["m", "pthread"],
-            optional=True,
-        )
-        for name, flags in builds().items()
+        extension(library, source, build, flags)
+        for library, source in LIBRARIES.items()
+        for build, flags in builds().items()
     ],
     cmdclass={"build_ext": BuildSharedObject},
 )

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from executor_svc.memory_advice import advise_unneeded, trim_heap
 from executor_svc.model_config import DTYPES, ModelConfig, ModelLoadError
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -47,12 +48,16 @@ class Checkpoint:
     needed no conversion keeps its own mapping alive.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
         self.folder = folder
         self._dtype = dtype
+        self._device = device
         self._files = ExitStack()
         self._owner: dict[str, _OpenFile] = {}
         self._taken: set[str] = set()
+        self._mapped: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as files:
@@ -70,7 +75,19 @@ class Checkpoint:
         return name in self._owner
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor `name` in the model's dtype.
+        """The tensor `name` in the model's dtype, on its device.
+
+        Raises:
+            ModelLoadError: there is none, or it is not of that shape.
+        """
+        return self.convert(self.stored(name, *shape))
+
+    def convert(self, tensor: Tensor) -> Tensor:
+        """The tensor in the model's dtype, on its device."""
+        return tensor.to(self._device, self._dtype)
+
+    def stored(self, name: str, *shape: int) -> Tensor:
+        """The tensor `name` as the file has it; without a `shape`, whatever shape that is.
 
         Raises:
             ModelLoadError: there is none, or it is not of that shape.
@@ -82,12 +99,27 @@ class Checkpoint:
             )
         self._taken.add(name)
         tensor = self._owner[name].get_tensor(name)
-        if tensor.shape != shape:
+        if shape and tensor.shape != shape:
             raise ModelLoadError(
                 f"{self.folder}: tensor '{name}' has shape {[*tensor.shape]} where config.json "
                 f"implies {[*shape]}; both must come from the same release of the model"
             )
-        return tensor.to(self._dtype)
+        self._mapped.append((tensor.data_ptr(), tensor.nbytes))
+        return tensor
+
+    def release_memory(self) -> None:
+        """Give back what was read and no longer needed: the files' pages can be read again.
+
+        Without it the whole checkpoint would be resident beside its packed form.
+        """
+        for address, num_bytes in self._mapped:
+            advise_unneeded(address, num_bytes)
+        self._mapped.clear()
+        trim_heap()
+
+    def skip(self, is_skipped: Callable[[str], bool]) -> None:
+        """Count tensors as taken: what they hold came from elsewhere."""
+        self._taken.update(name for name in self._owner if is_skipped(name))
 
     def check_all_taken(self, is_ignored: Callable[[str], bool]) -> None:
         """Raise if the files hold a tensor that the model has no place for."""

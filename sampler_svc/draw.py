@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sampler_svc.nucleus import draw_from_nuclei
+
 _WEIGHT_SCALE = 2.0**40
 _NUM_IDS = 2**22  # a weight and a token id share one int64 sort key
-_FIRST_CANDIDATES = 1024
 
 
 def token_weights(logits: Tensor, temperatures: Tensor, min_p: Tensor | None) -> Tensor:
@@ -59,26 +60,14 @@ def draw_from_top_p(weights: Tensor, uniforms: Tensor, top_p: Tensor) -> Tensor:
 
     top_p: float64 [n, 1]; the token that crosses it is in. Returns token ids int64 [n].
     """
-    vocab_size = weights.shape[-1]
     size = _nucleus_size(weights, top_p)
-    if weights.device.type != "cpu":
-        # To ask whether a short list suffices would make the host wait for the device.
-        return _draw_from_nucleus(weights, uniforms, size, vocab_size)[0]
-    tokens, is_covered = _draw_from_nucleus(weights, uniforms, size, _FIRST_CANDIDATES)
-    rest = (~is_covered).nonzero().squeeze(-1)
-    if len(rest):
-        tokens[rest] = _draw_from_nucleus(weights[rest], uniforms[rest], size[rest], vocab_size)[0]
-    return tokens
-
-
-def _draw_from_nucleus(
-    weights: Tensor, uniforms: Tensor, size: Tensor, num_candidates: int
-) -> tuple[Tensor, Tensor]:
-    """Draw from the candidates; also say (bool [n]) whether they hold the whole nucleus."""
-    top, ids = _likeliest(weights, num_candidates)
-    is_covered = top.sum(dim=-1) >= size.squeeze(-1)
+    if weights.device.type == "cpu":
+        sizes = size.squeeze(-1).numpy()
+        return torch.from_numpy(draw_from_nuclei(weights.numpy(), uniforms.numpy(), sizes))
+    # Whether less than a full sort would do is known to the device only.
+    top, ids = _likeliest(weights, weights.shape[-1])
     index = draw_from_all(_nucleus(top, size), uniforms)
-    return ids.gather(-1, index[:, None]).squeeze(-1), is_covered
+    return ids.gather(-1, index[:, None]).squeeze(-1)
 
 
 def _likeliest(weights: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ class HostSampler:
     """A `RowSampler` that speaks in messages."""
 
     def __init__(self, num_rows: int, vocab_size: int) -> None:
-        self._sampler = RowSampler(num_rows, vocab_size, "cpu")
+        # The other threads of the machine are the executor's.
+        self._sampler = RowSampler(num_rows, vocab_size, "cpu", num_threads=1)
 
     def admit(self, new_row: NewRow) -> None:
         """Take a request into a free row."""

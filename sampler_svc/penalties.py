@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sampler_svc.uploads import Upload, upload_to
 from stages.columns import Int32Array
 
 
@@ -39,8 +40,8 @@ class PenaltyCounts:
     `seen_ids[slot]` name every such t, some twice; the entries behind them are 0.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, vocab_size: int, device: torch.device, upload: Upload | None = None) -> None:
+        self._upload = upload or upload_to(device)
         self._free: list[int] = []
         self._output_counts = torch.zeros((0, vocab_size), dtype=torch.int32, device=device)
         self._in_prompt = torch.zeros((0, vocab_size), dtype=torch.bool, device=device)
@@ -94,7 +95,7 @@ class PenaltyCounts:
         logits[rows.index[:, None], ids] = seen
 
     def _tensor(self, ids: NDArray[np.integer]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self._device)
+        return self._upload(ids.astype(np.int64, copy=False))
 
     def _add_slots(self) -> None:
         num_slots = len(self._num_seen)

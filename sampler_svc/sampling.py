@@ -10,30 +10,33 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sampler_svc.draw import draw_from_all, draw_from_top_k, draw_from_top_p, token_weights
-from sampler_svc.logprobs import (
-    LogprobColumns,
-    SampledLogprobs,
-    prompt_logprobs,
-    token_logprobs,
-)
+from sampler_svc.logprobs import LogprobColumns, SampledLogprobs, prompt_logprobs
 from sampler_svc.noise import uniform
 from sampler_svc.penalties import PenaltyCounts
+from sampler_svc.sampling_head import SamplingHead, make_sampling_head
 from sampler_svc.sampling_rows import (
     NO_SLOT,
-    DrawGroup,
     MinTokens,
-    RandomRows,
     SamplingBatch,
     SamplingRows,
     uses_penalties,
 )
+from sampler_svc.torch_head import TorchHead
+from sampler_svc.uploads import Upload, upload_to
 from stages.columns import Int32Array, i32
 from stages.messages import NewRow
 
-__all__ = ["LogprobColumns", "RowSampler", "SampledLogprobs", "SampledTokens", "prompt_logprobs"]
+__all__ = [
+    "LogprobColumns",
+    "RowSampler",
+    "SampledLogprobs",
+    "SampledTokens",
+    "TorchHead",
+    "prompt_logprobs",
+]
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,22 @@ class RowSampler:
     tensor back, except that on the CPU it may.
     """
 
-    def __init__(self, max_num_rows: int, vocab_size: int, device: torch.device | str) -> None:
-        self._device = torch.device(device)
+    def __init__(
+        self,
+        max_num_rows: int,
+        vocab_size: int,
+        device: torch.device | str,
+        upload: Upload | None = None,
+        head: SamplingHead | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """`upload` and `head`: None for those of the device; num_threads: None for torch's."""
+        device = torch.device(device)
+        num_threads = num_threads or torch.get_num_threads()
+        self._upload = upload or upload_to(device)
+        self._head = head or make_sampling_head(device, vocab_size, num_threads, self._upload)
         self._rows = SamplingRows(max_num_rows, vocab_size)
-        self._counts = PenaltyCounts(vocab_size, self._device)
+        self._counts = PenaltyCounts(vocab_size, device, self._upload)
         self._batch: SamplingBatch | None = None
 
     def admit(self, new_row: NewRow) -> None:
@@ -85,16 +100,30 @@ class RowSampler:
         the host, no row twice.
         """
         batch = self._batch_of(rows)
-        token_ids = self._choose(self._edit(logits, batch), batch)
+        uniforms = self._uniforms(batch)
+        token_ids = self._head.choose(self._edit(logits, batch), batch.columns, uniforms)
         if batch.penalties is not None:
             self._counts.count(batch.penalties.slots, token_ids[batch.penalties.index])
         self._rows.num_output[rows] += 1
         return SampledTokens(token_ids, self._logprobs(logits, token_ids, batch))
 
+    def needs_logits(self, rows: Int32Array) -> bool:
+        """Whether more is wanted of a row than its likeliest token; int32 [m], as for `sample`."""
+        batch = self._batch_of(rows)
+        is_edited = batch.bias is not None or batch.penalties is not None
+        is_banned = batch.min_tokens is not None and self._is_active(batch.min_tokens).any()
+        is_plain = batch.columns.is_greedy and not len(batch.with_logprobs)
+        return bool(is_edited or is_banned or not is_plain)
+
+    def take_greedy(self, token_ids: Tensor, rows: Int32Array) -> SampledTokens:
+        """Count tokens that the model chose itself, int64 [m], where no row needs logits."""
+        self._rows.num_output[rows] += 1
+        return SampledTokens(token_ids, None)
+
     def _batch_of(self, rows: Int32Array) -> SamplingBatch:
         """In steady decode the rows are those of the last step, and so is what they need."""
         if self._batch is None or not np.array_equal(self._batch.rows, rows):
-            self._batch = self._rows.batch(rows, self._device)
+            self._batch = self._rows.batch(rows, self._upload)
         return self._batch
 
     # ── edits of the logits ──────────────────────────────────────────────────────────────────
@@ -112,59 +141,28 @@ class RowSampler:
             self._counts.penalize(logits, batch.penalties)
         return logits
 
+    def _is_active(self, ban: MinTokens) -> NDArray[np.bool_]:
+        return self._rows.num_output[ban.rows] < ban.until
+
     def _ban(self, logits: Tensor, ban: MinTokens) -> None:
-        is_active = self._rows.num_output[ban.rows] < ban.until
+        is_active = self._is_active(ban)
         if is_active.any():
-            index = torch.from_numpy(ban.index[is_active]).to(self._device)
-            ids = torch.from_numpy(ban.ids[is_active]).to(self._device)
+            index = self._upload(ban.index[is_active])
+            ids = self._upload(ban.ids[is_active])
             logits[index, ids] = float("-inf")
 
     # ── the choice ───────────────────────────────────────────────────────────────────────────
 
-    def _choose(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        random = batch.random
-        if random is None:
-            return _argmax(logits)
-        if random.index is None:
-            return self._draw(logits, random)
-        token_ids = _argmax(logits)
-        token_ids[random.index] = self._draw(logits[random.index], random)
-        return token_ids
-
-    def _draw(self, logits: Tensor, random: RandomRows) -> Tensor:
-        weights = token_weights(logits, random.temperatures, random.min_p)
-        noise = uniform(self._rows.seeds[random.rows], self._rows.num_output[random.rows])
-        uniforms = torch.from_numpy(noise).to(self._device)
-        if random.groups[0].index is None:
-            return _draw_group(weights, uniforms, random.groups[0])
-        token_ids = torch.empty(len(weights), dtype=torch.int64, device=self._device)
-        for group in random.groups:
-            token_ids[group.index] = _draw_group(weights[group.index], uniforms[group.index], group)
-        return token_ids
+    def _uniforms(self, batch: SamplingBatch) -> NDArray[np.float64]:
+        if batch.columns.is_greedy:
+            return np.zeros(len(batch.rows))
+        return uniform(self._rows.seeds[batch.rows], self._rows.num_output[batch.rows])
 
     def _logprobs(
         self, logits: Tensor, token_ids: Tensor, batch: SamplingBatch
     ) -> SampledLogprobs | None:
         if not len(batch.with_logprobs):
             return None
-        if len(batch.with_logprobs) < len(batch.rows):
-            index = torch.from_numpy(batch.with_logprobs).to(self._device)
-            logits, token_ids = logits[index], token_ids[index]
-        columns = token_logprobs(logits, token_ids, int(batch.num_top.max()))
+        num_top = int(batch.num_top.max())
+        columns = self._head.token_logprobs(logits, token_ids, batch.with_logprobs, num_top)
         return SampledLogprobs(batch.rows[batch.with_logprobs], batch.num_top, columns)
-
-
-def _draw_group(weights: Tensor, uniforms: Tensor, group: DrawGroup) -> Tensor:
-    if group.top_k is not None:
-        return draw_from_top_k(weights, uniforms, group.top_k, group.top_p, group.max_top_k)
-    if group.top_p is not None:
-        return draw_from_top_p(weights, uniforms, group.top_p)
-    return draw_from_all(weights, uniforms)
-
-
-def _argmax(logits: Tensor) -> Tensor:
-    """The likeliest token of each row, the first among equals: int64 [m]."""
-    if logits.device.type == "cpu":
-        # NumPy's argmax is vectorized, torch's is not: 2 against 27 us for 32k tokens.
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.argmax(dim=-1)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sampler_svc.noise import seed_bits
 from sampler_svc.penalties import PenaltyRows
+from sampler_svc.uploads import Upload
 from stages.columns import FloatArray, Int32Array, f32, i32
 from stages.messages import NewRow, SamplingParams
 
@@ -24,32 +24,18 @@ Int64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class DrawGroup:
-    """Random rows that are drawn in the same way.
+class ChoiceColumns:
+    """How the token of each row of a batch is chosen from its edited logits: host columns [m].
 
-    index: int64 [g], their places among the random rows, None for all of them. top_k: int64 [g, 1]
-    or None; top_p: float64 [g, 1] or None; max_top_k: the largest of `top_k`.
+    temperatures: float32, 0 for a greedy row; min_p: float32, 0 for none; top_k: int64, 0 for
+    none; top_p: float64, 1 for none.
     """
 
-    index: Tensor | None
-    top_k: Tensor | None
-    top_p: Tensor | None
-    max_top_k: int
-
-
-@dataclass(frozen=True)
-class RandomRows:
-    """The rows of a batch that are not greedy.
-
-    index: int64 [r], their places in the batch, None for all of it; rows: int64 [r] on the host.
-    temperatures: float32 [r, 1]; min_p: float32 [r, 1] or None.
-    """
-
-    index: Tensor | None
-    rows: Int64Array
-    temperatures: Tensor
-    min_p: Tensor | None
-    groups: list[DrawGroup]
+    temperatures: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+    top_k: Int64Array
+    top_p: NDArray[np.float64]
+    is_greedy: bool
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class SamplingBatch:
     """
 
     rows: Int32Array
-    random: RandomRows | None
+    columns: ChoiceColumns
     penalties: PenaltyRows | None
     bias: TokenBias | None
     min_tokens: MinTokens | None
@@ -114,7 +100,8 @@ class SamplingRows:
         row, params = new_row.row, new_row.params
         self.seeds[row] = seed_bits(params.seed)
         self.num_output[row] = len(new_row.token_ids) // 4 - new_row.num_prompt_tokens
-        self._temperature[row] = params.temperature
+        is_greedy = params.temperature < _GREEDY_BELOW
+        self._temperature[row] = 0.0 if is_greedy else params.temperature
         self._min_p[row] = params.min_p
         self._top_k[row] = params.top_k if 0 < params.top_k < self._vocab_size else 0
         self._top_p[row] = params.top_p
@@ -140,75 +127,52 @@ class SamplingRows:
 
     # ── what a set of rows needs ─────────────────────────────────────────────────────────────
 
-    def batch(self, rows: Int32Array, device: torch.device) -> SamplingBatch:
-        """Gather what the rows int32 [m] need, with the tensors on `device`."""
+    def batch(self, rows: Int32Array, upload: Upload) -> SamplingBatch:
+        """Gather what the rows int32 [m] need; `upload` makes the tensors."""
         with_logprobs = np.flatnonzero(self._num_logprobs[rows] >= 0)
         return SamplingBatch(
             rows=rows.copy(),
-            random=self._random_rows(rows, device),
-            penalties=self._penalty_rows(rows, device),
-            bias=self._token_bias(rows, device),
+            columns=self._choice_columns(rows),
+            penalties=self._penalty_rows(rows, upload),
+            bias=self._token_bias(rows, upload),
             min_tokens=self._min_tokens_of(rows),
             with_logprobs=with_logprobs,
             num_top=self._num_logprobs[rows[with_logprobs]],
         )
 
-    def _random_rows(self, rows: Int32Array, device: torch.device) -> RandomRows | None:
-        index = np.flatnonzero(self._temperature[rows] >= _GREEDY_BELOW)
-        if not len(index):
-            return None
-        random = rows[index].astype(np.int64)
-        min_p = self._min_p[random]
-        return RandomRows(
-            index=None if len(index) == len(rows) else _to(index, device),
-            rows=random,
-            temperatures=_column(self._temperature[random], device),
-            min_p=_column(min_p, device) if min_p.any() else None,
-            groups=self._draw_groups(random, device),
+    def _choice_columns(self, rows: Int32Array) -> ChoiceColumns:
+        temperatures = self._temperature[rows]
+        return ChoiceColumns(
+            temperatures=temperatures,
+            min_p=self._min_p[rows],
+            top_k=self._top_k[rows],
+            top_p=self._top_p[rows],
+            is_greedy=not temperatures.any(),
         )
 
-    def _draw_groups(self, random: Int64Array, device: torch.device) -> list[DrawGroup]:
-        has_top_k = self._top_k[random] > 0
-        has_top_p = self._top_p[random] < 1.0
-        groups = []
-        for members in (has_top_k, ~has_top_k & has_top_p, ~has_top_k & ~has_top_p):
-            index = np.flatnonzero(members)
-            if not len(index):
-                continue
-            top_k, top_p = self._top_k[random[index]], self._top_p[random[index]]
-            groups.append(
-                DrawGroup(
-                    index=None if len(index) == len(random) else _to(index, device),
-                    top_k=_column(top_k, device) if top_k.any() else None,
-                    top_p=_column(top_p, device) if (top_p < 1.0).any() else None,
-                    max_top_k=int(top_k.max()),
-                )
-            )
-        return groups
-
-    def _penalty_rows(self, rows: Int32Array, device: torch.device) -> PenaltyRows | None:
+    def _penalty_rows(self, rows: Int32Array, upload: Upload) -> PenaltyRows | None:
         index = np.flatnonzero(self.penalty_slots[rows] != NO_SLOT)
         if not len(index):
             return None
         repetition, frequency, presence = self._penalties[rows[index]].T
         return PenaltyRows(
-            index=_to(index, device),
+            index=upload(index),
             slots=self.penalty_slots[rows[index]],
-            repetition=_column(repetition, device),
-            frequency=_column(frequency, device),
-            presence=_column(presence, device),
+            repetition=upload(repetition)[:, None],
+            frequency=upload(frequency)[:, None],
+            presence=upload(presence)[:, None],
         )
 
-    def _token_bias(self, rows: Int32Array, device: torch.device) -> TokenBias | None:
+    def _token_bias(self, rows: Int32Array, upload: Upload) -> TokenBias | None:
         entries = [
             (i, *self._bias[row]) for i, row in enumerate(rows.tolist()) if row in self._bias
         ]
         if not entries:
             return None
         return TokenBias(
-            index=_to(np.concatenate([np.full(len(ids), i) for i, ids, _ in entries]), device),
-            ids=_to(np.concatenate([ids for _, ids, _ in entries]).astype(np.int64), device),
-            values=_to(np.concatenate([values for _, _, values in entries]), device),
+            index=upload(np.concatenate([np.full(len(ids), i) for i, ids, _ in entries])),
+            ids=upload(np.concatenate([ids for _, ids, _ in entries]).astype(np.int64)),
+            values=upload(np.concatenate([values for _, _, values in entries])),
         )
 
     def _min_tokens_of(self, rows: Int32Array) -> MinTokens | None:
@@ -233,11 +197,3 @@ def uses_penalties(params: SamplingParams) -> bool:
 
 def _penalties(params: SamplingParams) -> tuple[float, float, float]:
     return params.repetition_penalty, params.frequency_penalty, params.presence_penalty
-
-
-def _to(column: NDArray[np.generic], device: torch.device) -> Tensor:
-    return torch.tensor(column, device=device)
-
-
-def _column(values: NDArray[np.generic], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device)[:, None]

@@ -17,7 +17,12 @@ from executor_svc.models.decoder_config import DecoderConfig, RopeConfig
 from executor_svc.models.rope import inverse_frequencies
 from executor_svc.ops.interface import LinearWeight
 from executor_svc.ops.native import abi
-from executor_svc.ops.native.describe import describe_batch, describe_cache, describe_linear
+from executor_svc.ops.native.describe import (
+    DTYPE_CODES,
+    describe_batch,
+    describe_cache,
+    describe_linear,
+)
 from executor_svc.ops.native.library import Library
 
 ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
@@ -32,7 +37,9 @@ class FusedDecoder:
     ) -> None:
         dtype = weights.embedding.dtype
         self.kv_spec = KvSpec(config.num_layers, config.num_kv_heads, config.head_dim, dtype)
+        self.weight_bytes = weights.num_bytes
         self._vocab_size = config.vocab_size
+        self._chooses = weights.head.grid is None  # quantized heads give logits only
         self._step = library.functions.headrace_decoder_step
         self._description = _Description(config, weights)
         self._decoder = byref(self._description.decoder)
@@ -49,17 +56,33 @@ class FusedDecoder:
             IndexError: a token id, slot or logits index is out of range; nothing was written.
             MemoryError: the workspace of a step of this size cannot be had.
         """
+        logits = torch.empty(batch.logits_indices.shape[0], self._vocab_size)
+        self._batch.logits, self._batch.chosen = logits.data_ptr(), None
+        self._run(batch, kv_cache)
+        return logits
+
+    def forward_greedy(self, batch: ForwardBatch, kv_cache: KvCache) -> Tensor:
+        """The argmax of what `forward` gives, int64 [m]; the logits never leave the cache.
+
+        Bit for bit numpy's argmax: the first of equals, and a NaN before all else. Raises what
+        `forward` raises.
+        """
+        if not self._chooses:
+            return torch.from_numpy(self.forward(batch, kv_cache).numpy().argmax(axis=-1))
+        token_ids = torch.empty(batch.logits_indices.shape[0], dtype=torch.int64)
+        self._batch.logits, self._batch.chosen = None, token_ids.data_ptr()
+        self._run(batch, kv_cache)
+        return token_ids
+
+    def _run(self, batch: ForwardBatch, kv_cache: KvCache) -> None:
         if kv_cache is not self._bound:
             self._bind(kv_cache)
-        logits = torch.empty(batch.logits_indices.shape[0], self._vocab_size)
         describe_batch(batch, self._batch)
-        self._batch.logits = logits.data_ptr()
         status = self._step(self._engine, self._decoder, byref(self._cache), self._batch_reference)
         if status == BAD_INDEX:
             raise IndexError("a token id, slot or logits index of the step is out of range")
         if status == NO_MEMORY:
             raise MemoryError(f"no workspace for a step of {batch.num_tokens} tokens")
-        return logits
 
     def _bind(self, kv_cache: KvCache) -> None:
         """Note where the layers of this cache lie; a server has one cache for its whole life."""
@@ -88,6 +111,7 @@ class _Description:
             head=self._linear(weights.head),
             final_norm=self._float32(weights.final_norm),
             embedding=None if tied else self._pointer(weights.embedding.contiguous()),
+            embedding_dtype=DTYPE_CODES[weights.embedding.dtype],
             num_layers=config.num_layers,
             num_ropes=len(self._ropes),
             hidden_size=config.hidden_size,
@@ -135,6 +159,7 @@ class _Description:
 
     def _linear(self, weight: LinearWeight) -> abi.Linear:
         self._kept += [part for part in (weight.packed, weight.bias) if part is not None]
+        self._kept += weight.grid.tensors if weight.grid is not None else []
         return describe_linear(weight)
 
     def _float32(self, tensor: Tensor) -> int:

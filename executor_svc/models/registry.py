@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from executor_svc.model_config import ModelConfig
+from executor_svc.model_config import ModelConfig, ModelLoadError
 from executor_svc.models.decoder_config import FAMILIES
 from executor_svc.models.decoder_loader import load_decoder
 from executor_svc.models.model import Model
@@ -21,6 +21,11 @@ def load_model(folder: Path, config: ModelConfig, dtype: str, ops: Ops) -> Model
     torch_dtype = resolve_dtype(dtype, config)
     if config.architecture in FAMILIES:
         return load_decoder(config, torch_dtype, ops)
+    if config.quantization is not None:
+        raise ModelLoadError(
+            f"{config.quantization.source} names a quantized checkpoint; of {config.architecture} "
+            "only the float32, bfloat16 and float16 releases are served, use one of those"
+        )
     # Importing transformers takes seconds: only a model that needs it pays.
     from executor_svc.models.transformers_adapter import load_with_transformers
 

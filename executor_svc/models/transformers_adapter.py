@@ -47,6 +47,10 @@ class TransformersModel:
         step = PagedStep(self._ops, plan, kv_cache.layers)
         return _run(self._network, batch.token_ids, batch.positions, batch.logits_indices, step)
 
+    def on_device(self, device: torch.device, ops: Ops) -> TransformersModel:
+        """The same model with its weights moved there, over the operators of that device."""
+        return TransformersModel(self._network.to(device), self.kv_spec, ops)
+
 
 def load_with_transformers(folder: Path, dtype: torch.dtype, ops: Ops) -> TransformersModel:
     """Load any causal language model of transformers; never runs code from the folder.

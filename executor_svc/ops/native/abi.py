@@ -13,6 +13,10 @@ class Linear(ctypes.Structure):
         ("out_size", c_int64),
         ("in_size", c_int64),
         ("dtype", c_int64),
+        ("scales", c_void_p),
+        ("offsets", c_void_p),
+        ("order", c_void_p),
+        ("group_size", c_int64),
     ]
 
 
@@ -43,6 +47,7 @@ class Batch(ctypes.Structure):
         ("num_seqs", c_int64),
         ("num_logits", c_int64),
         ("table_stride", c_int64),
+        ("chosen", c_void_p),
     ]
 
 
@@ -90,6 +95,7 @@ class Decoder(ctypes.Structure):
         ("head", Linear),
         ("final_norm", c_void_p),
         ("embedding", c_void_p),
+        ("embedding_dtype", c_int64),
         ("num_layers", c_int64),
         ("num_ropes", c_int64),
         ("hidden_size", c_int64),

@@ -15,8 +15,6 @@
 
 #include "tile.h"
 
-static const float ZEROS[PANEL];
-
 /* Where the panels begin and end that the span touches. */
 static int64_t first_panel(Span span) { return span.begin / PANEL * PANEL; }
 static int64_t behind_panels(Span span) { return (span.end + PANEL - 1) / PANEL * PANEL; }
@@ -55,7 +53,7 @@ static void multiply_rows(int64_t num_rows, Tile tile)
 #define CASE(R) \
     case R: \
         if (R <= TILE_ROWS) \
-            tile_of(R, FLOAT32, &tile); \
+            tile_of(R, FLOAT32, false, &tile); \
         break;
         switch (rows) {
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
@@ -63,7 +61,8 @@ static void multiply_rows(int64_t num_rows, Tile tile)
         }
 #undef CASE
         tile.x += rows * ROW_STRIDE;
-        tile.start += rows * tile.start_row;
+        if (tile.start != NULL)
+            tile.start += rows * tile.start_row;
         tile.out += rows * tile.out_row;
         num_rows -= rows;
     }
@@ -168,7 +167,6 @@ INLINE void score_split(const Job *job, int64_t num_rows, Span span, enum dtype 
             .x = scratch->query,
             .w = scratch->panel,
             .w_step = PANEL,
-            .start = ZEROS,
             .out = scratch->scores + base,
             .out_row = ROW_STRIDE,
             .depth = job->shape->head_dim,
@@ -190,7 +188,7 @@ INLINE void weigh_split(const Job *job, int64_t num_rows, Span span, enum dtype 
                 .x = scratch->scores + part.begin,
                 .w = scratch->panel + column,
                 .w_step = row,
-                .start = is_first ? ZEROS : to->out + column,
+                .start = is_first ? NULL : to->out + column,
                 .start_row = is_first ? 0 : to->out_row,
                 .out = to->out + column,
                 .out_row = to->out_row,

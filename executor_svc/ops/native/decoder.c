@@ -7,7 +7,7 @@
  *     x = attention @ output                      (norm x)  hidden += x
  *     normed = norm(hidden)                       gate_up = normed @ gate_up
  *     x = activation(gate_up) @ down              (norm x)  hidden += x
- *   logits = norm(hidden)[wanted] @ head
+ *   logits = norm(hidden)[wanted] @ head        or only the likeliest token of each
  *
  * Each line is one parallel loop over tokens, panels or attention items. Activations are float32
  * whatever the weights are. Nothing here depends on which tokens share a step.
@@ -16,8 +16,10 @@
 
 #include "activation.h"
 #include "attention.h"
+#include "greedy.h"
 #include "linear.h"
 #include "norm.h"
+#include "pack.h"
 #include "rotary.h"
 #include "vec.h"
 
@@ -54,14 +56,6 @@ typedef struct {
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Element k of row `row` of a packed weight is PANEL elements behind element k - 1. */
-static void packed_row(const Linear *weight, int64_t row, float *out)
-{
-    size_t index = (size_t)(row / PANEL) * weight->in_size * PANEL + row % PANEL;
-    for (int64_t k = 0; k < weight->in_size; k++, index += PANEL)
-        out[k] = widen_one(weight->panels, index, weight->dtype);
-}
-
 static void embed(const void *arg, int64_t first, int64_t last)
 {
     const Step *step = arg;
@@ -74,7 +68,7 @@ static void embed(const void *arg, int64_t first, int64_t last)
             packed_row(&decoder->head, id, hidden);
         else
             for (int64_t i = 0; i < size; i++)
-                hidden[i] = widen_one(decoder->embedding, id * size + i, decoder->head.dtype);
+                hidden[i] = widen_one(decoder->embedding, id * size + i, decoder->embedding_dtype);
         for (int64_t i = 0; i < size; i++)
             hidden[i] *= decoder->embedding_scale;
         rms_norm(hidden, decoder->layers[0].attention_norm, decoder->rms_norm_eps, size,
@@ -196,7 +190,8 @@ static void run_layer(Pool *pool, Step *step, int64_t index)
     pool_run(pool, step->batch->num_tokens, join_ns, join, step);
 }
 
-static void compute_logits(Pool *pool, const Step *step)
+/* Logits of the wanted tokens, or their argmax. */
+static void finish(Pool *pool, const Step *step)
 {
     const Batch *batch = step->batch;
     const Linear *head = &step->decoder->head;
@@ -205,6 +200,11 @@ static void compute_logits(Pool *pool, const Step *step)
     for (int64_t i = 0; i < batch->num_logits; i++)
         memcpy(wanted + i * size, step->rows.normed + batch->logits_indices[i] * size,
                size * sizeof(float));
+    if (batch->logits == NULL) {
+        choose_tokens(pool, head, step->decoder->logits_soft_cap, wanted, batch->num_logits,
+                      batch->chosen, step->rows.scratch);
+        return;
+    }
     linear(pool, head, wanted, batch->num_logits, batch->logits, step->rows.scratch);
     if (step->decoder->logits_soft_cap > 0)
         pool_run(pool, batch->num_logits, head->out_size * 4 * ELEMENT_NS, cap_logits, step);
@@ -218,7 +218,7 @@ typedef struct {
 static Sizes measure(const Engine *engine, const Decoder *decoder, const Batch *batch)
 {
     size_t tokens = batch->num_tokens, wide = 0, narrow = decoder->hidden_size, angles = 0;
-    size_t scratch = linear_workspace(batch->num_logits, decoder->hidden_size);
+    size_t scratch = greedy_workspace(&decoder->head, batch->num_logits);
     for (int64_t i = 0; i < decoder->num_layers; i++) {
         const Layer *layer = &decoder->layers[i];
         wide = larger(wide, larger(layer->qkv.out_size, layer->gate_up.out_size));
@@ -312,6 +312,6 @@ EXPORT int64_t headrace_decoder_step(Engine *engine, const Decoder *decoder, con
     pool_run(pool, batch->num_tokens, angles * ANGLE_NS, compute_angles, &step);
     for (int64_t i = 0; i < decoder->num_layers; i++)
         run_layer(pool, &step, i);
-    compute_logits(pool, &step);
+    finish(pool, &step);
     return STATUS_OK;
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from executor_svc.batch import ForwardBatch
 from executor_svc.kv_cache import LayerKv
@@ -21,13 +22,25 @@ def describe_linear(weight: LinearWeight) -> abi.Linear:
     """Name a projection that `Packer` packed."""
     assert weight.packed is not None
     out_size, in_size = weight.weight.shape
-    return abi.Linear(
+    linear = abi.Linear(
         panels=weight.packed.data_ptr(),
-        bias=None if weight.bias is None else weight.bias.data_ptr(),
+        bias=_pointer(weight.bias),
         out_size=out_size,
         in_size=in_size,
-        dtype=DTYPE_CODES[weight.packed.dtype],
     )
+    if weight.grid is None:
+        linear.dtype = DTYPE_CODES[weight.packed.dtype]
+        return linear
+    linear.dtype = weight.grid.code
+    linear.scales = _pointer(weight.grid.scales)
+    linear.offsets = _pointer(weight.grid.offsets)
+    linear.order = _pointer(weight.grid.order)
+    linear.group_size = weight.grid.group_size
+    return linear
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def describe_cache(layers: Sequence[LayerKv]) -> abi.Cache:

@@ -3,13 +3,25 @@
  * setup.py compiles this file once for each instruction set; library.py loads the best that the
  * processor has.
  */
+#define _GNU_SOURCE /* the pool names cores */
+
 #include "pool.c"
 
+#include "pack.c"
+
 #include "linear.c"
+
+#include "linear_quantized.c"
+
+#include "linear_dot.c"
+
+#include "quantize.c"
 
 #include "norm.c"
 
 #include "activation.c"
+
+#include "greedy.c"
 
 #include "rotary.c"
 

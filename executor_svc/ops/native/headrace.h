@@ -1,8 +1,8 @@
 /* The C ABI: plain structures and pointers, mirrored by abi.py. No Python, no torch.
  *
  * Whoever changes a structure changes abi.py with it; headrace_abi_sizes() lets the loader refuse
- * a library that was built from other sources. Sizes count elements, not bytes. Dtypes: 0 float32,
- * 1 bfloat16, 2 float16. All arrays are dense and row-major unless said otherwise.
+ * a library that was built from other sources. Sizes count elements, not bytes. Dtypes are those of
+ * vec.h. All arrays are dense and row-major unless said otherwise.
  */
 #ifndef HEADRACE_H
 #define HEADRACE_H
@@ -15,12 +15,16 @@ enum status { STATUS_OK = 0, STATUS_NO_MEMORY = 1, STATUS_BAD_INDEX = 2 };
 enum activation { SILU = 0, GELU_TANH = 1 };
 enum { MAX_HEAD_DIM = 256 };
 
-/* A projection; `panels` as headrace_pack_weight leaves them. */
+/* A projection; `panels` as headrace_pack_weight leaves them, or as linear_quantized.c and
+ * linear_dot.c say. What follows `dtype` is for quantized weights only. */
 typedef struct {
     const void *panels;
     const float *bias; /* padded with zeros to whole panels, or NULL */
     int64_t out_size, in_size;
     int64_t dtype;
+    const float *scales, *offsets; /* [panels][groups][PANEL]; offsets may be NULL */
+    const int32_t *order;          /* [in_size]: column k works on x[order[k]]; NULL: on x[k] */
+    int64_t group_size;            /* columns that share a scale; 0: all */
 } Linear;
 
 /* One layer's paged cache: both [num_blocks, num_kv_heads, block_size, head_dim]. */
@@ -42,8 +46,9 @@ typedef struct {
     const int32_t *seq_lens;     /* [n], this step's tokens included */
     const int32_t *block_tables; /* row i at i * table_stride */
     const int64_t *logits_indices; /* [m] */
-    float *logits;               /* [m, vocab_size] */
+    float *logits;               /* [m, vocab_size], or NULL: the likeliest tokens instead */
     int64_t num_tokens, num_seqs, num_logits, table_stride;
+    int64_t *chosen;             /* [m], or NULL if there are logits */
 } Batch;
 
 typedef struct {
@@ -73,8 +78,8 @@ typedef struct {
     const Rope *ropes;
     Linear head;
     const float *final_norm;
-    const void *embedding; /* [vocab, hidden] of head.dtype; NULL: tied, rows come from the head */
-    int64_t num_layers, num_ropes, hidden_size, inner_size, activation;
+    const void *embedding; /* [vocab, hidden] of embedding_dtype; NULL: tied, rows of the head */
+    int64_t embedding_dtype, num_layers, num_ropes, hidden_size, inner_size, activation;
     float rms_norm_eps, embedding_scale, logits_soft_cap, padding;
 } Decoder;
 

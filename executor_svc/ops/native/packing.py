@@ -23,15 +23,15 @@ class Packer:
         """Pack weight [out, in] in its own dtype; bias [out] becomes float32 in whole panels."""
         out_size, in_size = weight.shape
         weight = weight.contiguous()
-        size = self._functions.headrace_packed_elements(out_size, in_size)
+        code = DTYPE_CODES[weight.dtype]
+        size = self._functions.headrace_packed_elements(out_size, in_size, code)
         packed = allocate_pages(size, weight.dtype)
         self._functions.headrace_pack_weight(
-            weight.data_ptr(), out_size, in_size, DTYPE_CODES[weight.dtype], packed.data_ptr()
+            weight.data_ptr(), out_size, in_size, code, packed.data_ptr()
         )
         if bias is not None:
-            padded = torch.zeros(size // in_size)
-            padded[:out_size] = bias
-            bias = padded
+            padding = -out_size % self._functions.headrace_panel_width()
+            bias = torch.nn.functional.pad(bias.float(), (0, padding))
         # The shape is all that is still asked of the plain weight: let the values go.
         stand_in = torch.empty((), dtype=weight.dtype).expand(weight.shape)
         return LinearWeight(stand_in, bias, packed)

@@ -1,223 +1,303 @@
-/* The thread pool: chunks are claimed one by one, so a thread that the kernel takes off its core
- * delays the one chunk it holds and not a fixed share of the work. An OpenMP static schedule
- * measured 12 times slower beside one busy process.
+/* The thread pool: each thread has a range of a job's chunks; who is done with his own takes half
+ * of another's rest (work stealing, Blumofe and Leiserson, 1999).
  *
- *   caller   | claim: generation 2, 40 chunks, next 0 | c0 | c2 | c3 | ... | wait for done == 40
- *   worker   |   spins, then sleeps                   | c1 | c4 | ...      | spin, sleep
+ *   caller   | ranges [0, 20) [20, 40) | c0 | c1 | ... | c19 | steals c38, c39 | waits for the rest
+ *   worker   |     spins, then sleeps       | c20 | c21 | ... | c37            | spins, sleeps
  *
- * One 64-bit word holds generation, number of chunks and the next chunk. A worker reads the job,
- * then claims a chunk by compare-and-swap on the whole word: if that succeeds the job was the
- * current one, because no job ends before its claimed chunks are done. Hence a worker that wakes
- * late can do no harm, and nobody waits for workers that never came.
+ * Neighbouring chunks to one thread, so that its weights are one stream of memory: chunks that went
+ * to whoever came read at 75 % of the bandwidth. Small chunks, so that a thread that loses its core
+ * delays the one that it holds: an OpenMP static schedule was 12 times slower beside one busy
+ * process. For that one chunk see rescue().
+ *
+ * A worker that wakes late finds only empty ranges, and nobody waits for workers that never came.
  */
 #include "pool.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
-#include <time.h>
+#include <string.h>
+
+#include "bell.h"
+#include "cores.h"
+#include "ranges.h"
 
 enum {
-    CHUNK_NS = 10000,       /* long against a claim (0.1 us), short against a preemption */
-    SPIN_NS = 50000,        /* the gap between two kernels of a step is shorter */
-    PAUSES_PER_LOOK = 32,   /* the clock is read this rarely while spinning */
-    COUNT_BITS = 20,
-    MAX_CHUNKS = (1 << COUNT_BITS) - 1,
-};
-
-struct Pool {
-    _Atomic uint64_t claim;
-    _Atomic int64_t done;
-    /* The job. Written before its claim is published, validated by the claim. */
-    _Atomic(RangeTask) task;
-    _Atomic(const void *) arg;
-    _Atomic int64_t count, chunk;
-    /* Who sleeps. Both conditions share the lock. */
-    pthread_mutex_t lock;
-    pthread_cond_t work, finished;
-    _Atomic int num_sleeping;
-    _Atomic bool caller_sleeps, stop;
-    int num_workers;
-    pthread_t workers[];
+    CHUNK_NS = 10000,       /* long against taking it (0.1 us), short against a preemption */
+    SPIN_NS = 50000,        /* the gap between two loops of a step is shorter */
+    WAKE_NS = 1000000,      /* waking takes 50 us, and the core of another stage's process */
+    SHARE_NS = 100000,      /* of a loop, for each thread that is woken */
+    CACHE_LINE = 64,
 };
 
 typedef struct {
-    uint64_t generation;
-    int64_t count, next;
-} Claim;
+    _Alignas(CACHE_LINE) _Atomic uint64_t range;
+    _Atomic bool holds_chunks; /* it may have taken some that are not done */
+    Seat seat;                 /* the caller's has no home */
+    Pool *pool;
+    int index;
+} Thread;
 
-static Claim unpack_claim(uint64_t word)
+struct Pool {
+    _Alignas(CACHE_LINE) _Atomic uint64_t generation; /* a new one says that there is a new job */
+    _Atomic bool stop;
+    /* The job. Written before its ranges are, valid for whoever has taken from one of them. */
+    _Atomic(RangeTask) task;
+    _Atomic(const void *) arg;
+    _Atomic int64_t count, chunk_size, chunk_ns;
+    /* Chunks that are not done, as far as threads have told: each tells when its range is empty. */
+    _Alignas(CACHE_LINE) _Atomic int64_t num_left;
+    _Alignas(CACHE_LINE) Bell work, finished;
+    /* The caller's own: the work of this step so far, when its last loop ended, and where. */
+    double step_ns;
+    int64_t last_end;
+    int caller_core;
+    Cores cores;
+    int num_threads;
+    Thread threads[]; /* the first is the caller */
+};
+
+/* Run the next chunk of one's own range. False if none is left. */
+static bool run_chunk(Pool *pool, Thread *own)
 {
-    Claim claim = {word >> (2 * COUNT_BITS), (word >> COUNT_BITS) & MAX_CHUNKS, word & MAX_CHUNKS};
-    return claim;
+    int64_t chunk;
+    if (!take_first(&own->range, &chunk))
+        return false;
+    int64_t count = atomic_load(&pool->count), size = atomic_load(&pool->chunk_size);
+    int64_t first = chunk * size, last = first + size;
+    RangeTask task = atomic_load(&pool->task);
+    task(atomic_load(&pool->arg), first, last < count ? last : count);
+    return true;
 }
 
-static uint64_t pack_claim(uint64_t generation, int64_t count)
+/* Get something into one's own range, which has become empty. False if nobody has more. */
+static bool refill(Pool *pool, Thread *own)
 {
-    return generation << (2 * COUNT_BITS) | (uint64_t)count << COUNT_BITS;
-}
-
-static inline void pause_core(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static int64_t now_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-/* Take one chunk and run it. False if none is left. */
-static bool run_chunk(Pool *pool)
-{
-    uint64_t word = atomic_load(&pool->claim);
-    for (;;) {
-        Claim claim = unpack_claim(word);
-        if (claim.next >= claim.count)
-            return false;
-        RangeTask task = atomic_load(&pool->task);
-        const void *arg = atomic_load(&pool->arg);
-        int64_t count = atomic_load(&pool->count), chunk = atomic_load(&pool->chunk);
-        if (!atomic_compare_exchange_weak(&pool->claim, &word, word + 1))
-            continue;
-        int64_t first = claim.next * chunk, last = first + chunk;
-        task(arg, first, last < count ? last : count);
-        if (atomic_fetch_add(&pool->done, 1) + 1 == claim.count &&
-            atomic_load(&pool->caller_sleeps)) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->finished);
-            pthread_mutex_unlock(&pool->lock);
-        }
+    Range range = unpack_range(atomic_load(&own->range));
+    if (range.next < range.end) /* the next job has begun */
         return true;
+    for (int i = 1; i < pool->num_threads; i++) {
+        Thread *other = &pool->threads[(own->index + i) % pool->num_threads];
+        if (take_rear(&other->range, range.generation, &own->range))
+            return true;
     }
-}
-
-static bool has_work(Pool *pool)
-{
-    Claim claim = unpack_claim(atomic_load(&pool->claim));
-    return claim.next < claim.count || atomic_load(&pool->stop);
-}
-
-static bool is_done(Pool *pool)
-{
-    return atomic_load(&pool->done) == unpack_claim(atomic_load(&pool->claim)).count;
-}
-
-/* Wait a bounded time without giving the core away. */
-static bool spin_until(Pool *pool, bool (*condition)(Pool *))
-{
-    int64_t end = now_ns() + SPIN_NS;
-    do {
-        for (int i = 0; i < PAUSES_PER_LOOK; i++) {
-            if (condition(pool))
-                return true;
-            pause_core();
-        }
-    } while (now_ns() < end);
     return false;
 }
 
-static void sleep_until_work(Pool *pool)
+static void tell_done(Pool *pool, int64_t num_done)
 {
-    pthread_mutex_lock(&pool->lock);
-    /* First say that we sleep, then look once more: the caller does it the other way round. */
-    atomic_fetch_add(&pool->num_sleeping, 1);
-    while (!has_work(pool))
-        pthread_cond_wait(&pool->work, &pool->lock);
-    atomic_fetch_sub(&pool->num_sleeping, 1);
-    pthread_mutex_unlock(&pool->lock);
+    if (num_done > 0 && atomic_fetch_sub(&pool->num_left, num_done) == num_done)
+        bell_ring(&pool->finished, 1);
 }
 
-static void sleep_until_done(Pool *pool)
+/* Work until nothing of the job is left to take. */
+static void take_part(Pool *pool, Thread *own)
 {
-    pthread_mutex_lock(&pool->lock);
-    atomic_store(&pool->caller_sleeps, true);
-    while (!is_done(pool))
-        pthread_cond_wait(&pool->finished, &pool->lock);
-    atomic_store(&pool->caller_sleeps, false);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_store(&own->holds_chunks, true);
+    do {
+        int64_t num_done = 0;
+        while (run_chunk(pool, own))
+            num_done++;
+        tell_done(pool, num_done);
+    } while (refill(pool, own));
+    atomic_store(&own->holds_chunks, false);
+}
+
+/* What threads wait for: the next job after that of a generation, or the current one's end. */
+typedef struct {
+    const Pool *pool;
+    uint64_t generation;
+} Wait;
+
+static bool has_successor(const void *arg)
+{
+    const Wait *wait = arg;
+    const Pool *pool = wait->pool;
+    return atomic_load(&pool->generation) != wait->generation || atomic_load(&pool->stop);
+}
+
+static bool is_done(const void *arg)
+{
+    const Wait *wait = arg;
+    return atomic_load(&wait->pool->num_left) == 0;
+}
+
+/* A thread that holds chunks for so long waits for its core, for milliseconds if another process
+ * has it. Bring it over to this core, which is about to be free: this thread sleeps next. It goes
+ * home when its chunks are done. */
+static void rescue(Pool *pool, const Thread *own)
+{
+    int core = pool->cores.count > 0 ? sched_getcpu() : NO_CORE; /* never where none leads back */
+    for (int i = 0; i < pool->num_threads; i++) {
+        Thread *thread = &pool->threads[i];
+        if (core >= 0 && thread != own && atomic_load(&thread->holds_chunks)) {
+            atomic_store(&thread->seat.is_away, true);
+            move_to_core(&thread->seat, core);
+        }
+    }
+}
+
+/* Spin, then sleep; in between look after those that the job still waits for. */
+static void wait_until(Pool *pool, const Thread *own, Bell *bell, Condition condition,
+                       const Wait *wait)
+{
+    if (spin_for(SPIN_NS, condition, wait))
+        return;
+    if (!is_done(wait)) {
+        int64_t patience_ns = 2 * atomic_load(&pool->chunk_ns);
+        if (patience_ns > SPIN_NS && bell_sleep(bell, condition, wait, now_ns() + patience_ns))
+            return;
+        rescue(pool, own);
+    }
+    bell_sleep(bell, condition, wait, INT64_MAX);
+}
+
+static void leave_rescue(Pool *pool, Thread *own)
+{
+    if (atomic_exchange(&own->seat.is_away, false))
+        go_home(&own->seat, &pool->cores);
 }
 
 static void *work(void *arg)
 {
-    Pool *pool = arg;
+    Thread *own = arg;
+    Pool *pool = own->pool;
     while (!atomic_load(&pool->stop)) {
-        while (run_chunk(pool))
-            ;
-        if (!spin_until(pool, has_work))
-            sleep_until_work(pool);
+        Wait wait = {pool, atomic_load(&pool->generation)};
+        take_part(pool, own);
+        leave_rescue(pool, own);
+        wait_until(pool, own, &pool->work, has_successor, &wait);
     }
     return NULL;
 }
 
+/* Give each worker a core for itself, none of them the caller's, which runs where the kernel likes.
+ * If that has changed, the worker whose home it was gets the one that the caller left. */
+static void assign_homes(Pool *pool)
+{
+    int core = sched_getcpu(), left = pool->caller_core, next = core;
+    if (core == left || core < 0)
+        return;
+    pool->caller_core = core;
+    for (int i = 1; i < pool->num_threads; i++) {
+        Seat *seat = &pool->threads[i].seat;
+        if (left == NO_CORE)
+            atomic_store(&seat->home, next = next_core(&pool->cores, next, core));
+        else if (atomic_load(&seat->home) == core)
+            atomic_store(&seat->home, left);
+        else
+            continue;
+        go_home(seat, &pool->cores);
+    }
+}
+
+/* Stop and join the first `num_threads` threads, the caller left out. */
+static void end_workers(Pool *pool, int num_threads)
+{
+    atomic_store(&pool->stop, true);
+    bell_ring(&pool->work, num_threads);
+    for (int i = 1; i < num_threads; i++)
+        pthread_join(pool->threads[i].seat.thread, NULL);
+    bell_destroy(&pool->finished);
+    bell_destroy(&pool->work);
+}
+
 Pool *pool_create(int num_threads)
 {
-    int num_workers = num_threads > 1 ? num_threads - 1 : 0;
-    Pool *pool = calloc(1, sizeof(Pool) + num_workers * sizeof(pthread_t));
+    int most = num_threads > 1 ? num_threads : 1;
+    size_t size = sizeof(Pool) + most * sizeof(Thread);
+    Pool *pool = aligned_alloc(CACHE_LINE, size);
     if (pool == NULL)
         return NULL;
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->work, NULL);
-    pthread_cond_init(&pool->finished, NULL);
-    for (; pool->num_workers < num_workers; pool->num_workers++) {
-        if (pthread_create(&pool->workers[pool->num_workers], NULL, work, pool) != 0) {
-            pool_destroy(pool);
+    memset(pool, 0, size);
+    bell_init(&pool->work);
+    bell_init(&pool->finished);
+    pool->cores = find_cores();
+    pool->caller_core = NO_CORE;
+    for (int i = 0; i < most; i++) {
+        pool->threads[i].pool = pool;
+        pool->threads[i].index = i;
+        pool->threads[i].seat.home = NO_CORE;
+    }
+    /* Workers go by num_threads: it stands before the first of them starts. */
+    pool->num_threads = most;
+    for (int i = 1; i < most; i++) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, work, &pool->threads[i]) != 0) {
+            end_workers(pool, i);
+            free(pool);
             return NULL;
         }
+        atomic_store(&pool->threads[i].seat.thread, thread);
     }
     return pool;
 }
 
-int pool_threads(const Pool *pool) { return pool->num_workers + 1; }
-
-static void wake_workers(Pool *pool)
-{
-    if (atomic_load(&pool->num_sleeping) > 0) {
-        pthread_mutex_lock(&pool->lock);
-        pthread_cond_broadcast(&pool->work);
-        pthread_mutex_unlock(&pool->lock);
-    }
-}
-
 void pool_destroy(Pool *pool)
 {
-    atomic_store(&pool->stop, true);
-    wake_workers(pool);
-    for (int i = 0; i < pool->num_workers; i++)
-        pthread_join(pool->workers[i], NULL);
-    pthread_cond_destroy(&pool->finished);
-    pthread_cond_destroy(&pool->work);
-    pthread_mutex_destroy(&pool->lock);
+    end_workers(pool, pool->num_threads);
+    leave_rescue(pool, &pool->threads[0]);
     free(pool);
+}
+
+int pool_threads(const Pool *pool) { return pool->num_threads; }
+
+/* How many workers this loop pays for, awake or not. None before the step has shown enough work: in
+ * one of a tiny model the caller is faster alone. */
+static int count_useful(Pool *pool, double loop_ns)
+{
+    if (now_ns() - pool->last_end > SPIN_NS)
+        pool->step_ns = 0;
+    pool->step_ns += loop_ns;
+    double num_shares = 1 + loop_ns / SHARE_NS, num_workers = pool->num_threads - 1;
+    if (pool->step_ns < WAKE_NS)
+        return 0;
+    return (int)(num_shares < num_workers ? num_shares : num_workers);
+}
+
+/* A job of chunks of `size` indices; neighbouring ones to each thread. */
+static void publish(Pool *pool, int64_t count, int64_t size, RangeTask task, const void *arg)
+{
+    int64_t num_chunks = (count + size - 1) / size, num_threads = pool->num_threads;
+    uint64_t generation = (atomic_load(&pool->generation) + 1) % NUM_GENERATIONS;
+    atomic_store(&pool->task, task);
+    atomic_store(&pool->arg, arg);
+    atomic_store(&pool->count, count);
+    atomic_store(&pool->chunk_size, size);
+    atomic_store(&pool->num_left, num_chunks);
+    for (int64_t i = 0; i < num_threads; i++) {
+        int64_t next = num_chunks * i / num_threads, end = num_chunks * (i + 1) / num_threads;
+        atomic_store(&pool->threads[i].range, pack_range((Range){generation, next, end}));
+    }
+    atomic_store(&pool->generation, generation);
+}
+
+static void run_together(Pool *pool, int64_t count, double cost_ns, int64_t size, RangeTask task,
+                         const void *arg)
+{
+    Thread *caller = &pool->threads[0];
+    int num_useful = count_useful(pool, count * cost_ns);
+    if (num_useful == 0 && atomic_load(&pool->work.num_sleeping) == pool->num_threads - 1) {
+        task(arg, 0, count);
+    } else {
+        atomic_store(&caller->seat.thread, pthread_self());
+        if (pool->num_threads == pool->cores.count)
+            assign_homes(pool);
+        atomic_store(&pool->chunk_ns, (int64_t)(size * cost_ns));
+        publish(pool, count, size, task, arg);
+        bell_ring(&pool->work, num_useful);
+        take_part(pool, caller);
+        wait_until(pool, caller, &pool->finished, is_done, &(Wait){.pool = pool});
+        leave_rescue(pool, caller);
+    }
+    pool->last_end = now_ns();
 }
 
 void pool_run(Pool *pool, int64_t count, double cost_ns, RangeTask task, const void *arg)
 {
-    int64_t chunk = cost_ns < CHUNK_NS ? (int64_t)(CHUNK_NS / (cost_ns + 0.01)) : 1;
-    if (chunk < count / MAX_CHUNKS + 1)
-        chunk = count / MAX_CHUNKS + 1;
-    if (count <= chunk || pool->num_workers == 0) {
-        if (count > 0)
-            task(arg, 0, count);
-        return;
-    }
-    uint64_t generation = unpack_claim(atomic_load(&pool->claim)).generation + 1;
-    atomic_store(&pool->task, task);
-    atomic_store(&pool->arg, arg);
-    atomic_store(&pool->count, count);
-    atomic_store(&pool->chunk, chunk);
-    atomic_store(&pool->done, 0);
-    atomic_store(&pool->claim, pack_claim(generation, (count + chunk - 1) / chunk));
-    wake_workers(pool);
-    while (run_chunk(pool))
-        ;
-    if (!spin_until(pool, is_done))
-        sleep_until_done(pool);
+    int64_t size = cost_ns < CHUNK_NS ? (int64_t)(CHUNK_NS / (cost_ns + 0.01)) : 1;
+    if (size < count / MAX_CHUNKS + 1)
+        size = count / MAX_CHUNKS + 1;
+    if (count > size && pool->num_threads > 1)
+        run_together(pool, count, cost_ns, size, task, arg);
+    else if (count > 0)
+        task(arg, 0, count);
 }

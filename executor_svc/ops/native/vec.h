@@ -1,8 +1,9 @@
 /* The only file that knows the instruction set: one vector type, its widening loads and narrowing
  * stores, and the elementary functions. Everything else is written once over `vec`.
  *
- * Built three times from the same sources: AVX512, AVX2 + FMA, and the compiler's baseline (SSE2
- * on x86, NEON on aarch64). GCC's and Clang's vector extensions give the arithmetic.
+ * Built several times from the same sources: AVX512 with and without the bfloat16 dot product,
+ * AVX2 + FMA, and the compiler's baseline (SSE2 on x86, NEON on aarch64). GCC's and Clang's vector
+ * extensions give the arithmetic.
  */
 #ifndef HEADRACE_VEC_H
 #define HEADRACE_VEC_H
@@ -27,6 +28,14 @@ enum { LANES = 4, PANEL_VECS = 4, TILE_ROWS = 6 };
 enum { LANES = 4, PANEL_VECS = 2, TILE_ROWS = 6 };
 #endif
 enum { PANEL = LANES * PANEL_VECS };
+
+/* Is there an instruction for dot_pairs()? Then bfloat16 weights are multiplied by activations that
+ * are rounded to bfloat16, at twice the pace of float32. */
+#if defined(__AVX512BF16__)
+enum { HAS_BFLOAT_DOT = 1 };
+#else
+enum { HAS_BFLOAT_DOT = 0 };
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -73,7 +82,40 @@ INLINE vec choose(ivec mask, vec a, vec b)
     return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
 }
 
-INLINE vec vec_max(vec a, vec b) { return choose(a > b, a, b); }
+/* a > b ? a : b, which is one instruction on x86: b where either is not a number. */
+INLINE vec vec_max(vec a, vec b)
+{
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
+
+/* Bit l says whether lane l of a mask, as comparisons give it, is set. */
+INLINE uint32_t lane_bits(ivec mask)
+{
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)mask);
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < LANES; l++)
+        bits |= (uint32_t)(mask[l] & 1) << l;
+    return bits;
+#endif
+}
+
+/* Where `value` is larger than the best so far, or the first NaN, it and its index take over. */
+INLINE void keep_larger(vec value, ivec at, vec *best, ivec *index)
+{
+    ivec is_better = ~(value <= *best) & (*best == *best);
+    *best = choose(is_better, value, *best);
+    *index = (is_better & at) | (~is_better & *index);
+}
 
 /* Both reductions halve the vector until one lane is left: one fixed order. */
 INLINE float sum_lanes(vec value)
@@ -139,7 +181,8 @@ INLINE void transpose_square(vec rows[LANES])
 
 /* --- the stored types: what weights and the KV cache are made of ------------------------------ */
 
-enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+/* Behind FLOAT16 are the codes of quantized weights, which only their own kernels read. */
+enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4, INT8_DOT = 5 };
 
 INLINE size_t dtype_size(enum dtype type) { return type == FLOAT32 ? 4 : 2; }
 
@@ -246,6 +289,43 @@ INLINE void narrow_one(void *array, size_t index, float value, enum dtype type)
     else
         ((uint16_t *)array)[index] =
             type == BFLOAT16 ? float_to_bfloat(value) : float_to_half(value);
+}
+
+/* --- pairs of bfloat16: what one lane of the dot product takes --------------------------------- */
+
+/* Round `count` floats to bfloat16, to nearest even; a zero fills the last pair. */
+INLINE void round_pairs(const float *from, int64_t count, float *pairs)
+{
+    char *to = (char *)pairs;
+    int64_t i = 0;
+#if defined(__AVX512BF16__)
+    for (; i + LANES <= count; i += LANES, to += 2 * LANES)
+        _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)load(from + i)));
+#endif
+    for (; i < count + count % 2; i++, to += 2) {
+        uint16_t bits = i < count ? float_to_bfloat(from[i]) : 0;
+        memcpy(to, &bits, sizeof bits);
+    }
+}
+
+/* The pair at `pair` in every lane. */
+INLINE vec splat_pair(const float *pair)
+{
+    int32_t bits;
+    memcpy(&bits, pair, sizeof bits);
+    return (vec)((ivec){0} + bits);
+}
+
+/* sums += a.first * b.first + a.second * b.second, lane by lane. */
+INLINE vec dot_pairs(vec sums, vec a, vec b)
+{
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    const uvec high = (uvec){0} + 0xffff0000u;
+    sums += (vec)((uvec)a << 16) * (vec)((uvec)b << 16);
+    return sums + (vec)((uvec)a & high) * (vec)((uvec)b & high);
+#endif
 }
 
 /* --- elementary functions --------------------------------------------------------------------- */

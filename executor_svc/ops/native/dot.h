@@ -1,0 +1,74 @@
+/* Dot products of bytes, exact in int32: the second file that knows the instruction set.
+ *
+ * A step takes DOT rows of a panel at once: lane l of `weights` holds the codes of column l, DOT
+ * of them side by side, and every lane of `x` the same DOT codes of a row of activations.
+ *
+ *   VNNI           DOT 4  vpdpbusd: unsigned times signed bytes, so weights are stored plus 128
+ *   AVX512, AVX2   DOT 2  vpmaddwd: pairs of int16 (vpmaddubsw would saturate)
+ *   elsewhere      DOT 1  int32 products
+ */
+#ifndef HEADRACE_DOT_H
+#define HEADRACE_DOT_H
+
+#include "vec.h"
+
+#if defined(__AVX512VNNI__)
+
+enum { DOT = 4, WEIGHT_ZERO = 128 };
+typedef int8_t dot_code;
+INLINE ivec load_weights(const uint8_t *from) { return (ivec)_mm512_loadu_si512(from); }
+INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
+{
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)x);
+}
+
+#elif defined(__AVX512BW__)
+
+enum { DOT = 2, WEIGHT_ZERO = 0 };
+typedef int16_t dot_code;
+INLINE ivec load_weights(const uint8_t *from)
+{
+    return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from));
+}
+INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
+{
+    return sums + (ivec)_mm512_madd_epi16((__m512i)weights, (__m512i)x);
+}
+
+#elif defined(__AVX2__)
+
+enum { DOT = 2, WEIGHT_ZERO = 0 };
+typedef int16_t dot_code;
+INLINE ivec load_weights(const uint8_t *from)
+{
+    return (ivec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from));
+}
+INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
+{
+    return sums + (ivec)_mm256_madd_epi16((__m256i)weights, (__m256i)x);
+}
+
+#else
+
+enum { DOT = 1, WEIGHT_ZERO = 0 };
+typedef int32_t dot_code;
+INLINE ivec load_weights(const uint8_t *from)
+{
+    ivec out;
+    for (int i = 0; i < LANES; i++)
+        out[i] = (int8_t)from[i];
+    return out;
+}
+INLINE ivec add_dots(ivec sums, ivec weights, ivec x) { return sums + weights * x; }
+
+#endif
+
+/* DOT codes, the same in every lane. */
+INLINE ivec spread_codes(const dot_code *from)
+{
+    int32_t codes = 0;
+    memcpy(&codes, from, DOT * sizeof(dot_code));
+    return codes - (ivec){0};
+}
+
+#endif

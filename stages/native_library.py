@@ -1,0 +1,105 @@
+"""Finds and opens compiled libraries: the best build that this processor can run.
+
+ctypes calls release the GIL. Knows no library by itself: each belongs to a service, which says what
+it exports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, c_int64
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Build(NamedTuple):
+    """One compiled variant and the processor flags, as in /proc/cpuinfo, that it needs."""
+
+    name: str
+    needs: frozenset[str]
+
+    def file_name(self, library: str) -> str:
+        """What the variant of a library, 'headrace' say, is called in its folder."""
+        return f"lib{library}_{self.name}.so"
+
+
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c"})
+# Best first; `baseline` is SSE2 on x86 and NEON on aarch64.
+BUILDS = (
+    Build("avx512bf16", _AVX512 | {"avx512_bf16", "avx512_vnni"}),
+    Build("avx512", _AVX512),
+    Build("avx2", frozenset({"avx2", "fma", "f16c"})),
+    Build("baseline", frozenset()),
+)
+
+
+class LibraryUnavailable(Exception):
+    """There is no compiled library for this machine; the text says why and what to do."""
+
+
+# Result and argument types, as ctypes has them, of each function.
+Signatures = Mapping[str, tuple[Any, tuple[Any, ...]]]
+
+
+class Interface(NamedTuple):
+    """What a library exports.
+
+    sizes_function: the name of a function that tells the bytes of the library's structures; where
+    they differ from those of `structures`, it was built from other sources.
+    """
+
+    signatures: Signatures
+    sizes_function: str
+    structures: Sequence[type[ctypes.Structure]]
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the first processor can do; nothing where the system does not say so."""
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        return frozenset()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    flags = (value.split() for key, _, value in lines if key.strip() == "flags")
+    return frozenset(next(flags, []))
+
+
+def find_build(
+    folder: Path, library: str, flags: frozenset[str] | None = None
+) -> tuple[Build, Path]:
+    """The best build in `folder` for a processor with `flags` (default: this one), and its file.
+
+    Raises:
+        LibraryUnavailable: none was built.
+    """
+    found = processor_flags() if flags is None else flags
+    for build in BUILDS:
+        path = folder / build.file_name(library)
+        if build.needs <= found and path.exists():
+            return build, path
+    raise LibraryUnavailable(
+        "the CPU kernels were not compiled when Headrace was installed; "
+        "install a C compiler (gcc or clang) and install Headrace again"
+    )
+
+
+def open_library(path: Path, interface: Interface) -> ctypes.CDLL:
+    """Load a file and declare what it exports.
+
+    Raises:
+        LibraryUnavailable: it is damaged, or was built from other sources.
+    """
+    try:
+        functions = ctypes.CDLL(str(path))
+        sizes_function = getattr(functions, interface.sizes_function)
+        sizes_function.restype, sizes_function.argtypes = None, (POINTER(c_int64),)
+        for name, (result, arguments) in interface.signatures.items():
+            function = getattr(functions, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise LibraryUnavailable(f"{path} cannot be used ({error}); install again") from error
+    sizes = (c_int64 * len(interface.structures))()
+    sizes_function(sizes)
+    if [*sizes] != [ctypes.sizeof(structure) for structure in interface.structures]:
+        raise LibraryUnavailable(f"{path} belongs to another version; install Headrace again")
+    return functions
