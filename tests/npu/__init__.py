@@ -1,0 +1,1 @@
+"""Tests on the emulated NPU. What needs torch_npu loaded runs in child processes: see inside/."""
