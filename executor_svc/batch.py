@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ class ForwardBatch:
     @property
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
+
+    def to(self, device: torch.device) -> ForwardBatch:
+        """The same batch with its tensors on `device`."""
+        tensors: dict[str, Any] = {
+            name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)
+        }
+        return replace(self, **tensors)
 
     @classmethod
     def from_spans(cls, spans: Sequence[Span], block_size: int) -> ForwardBatch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from pathlib import Path
 
 import torch
 
@@ -24,19 +23,16 @@ from executor_svc.models.model import Model
 from stages.config import ServerConfig
 from stages.model_folder import model_path
 
-# Weights that stay in the caches of one core.
-SMALL_MODEL_BYTES = 32 * 2**20
-
 logger = logging.getLogger(__name__)
 
 
 def load(config: ServerConfig) -> tuple[Model, KvCache]:
     """Read the weights and size the cache by what the configuration and the memory say."""
     folder = model_path(config)
-    torch.set_num_threads(config.cpu_threads or _auto_threads(folder))
+    torch.set_num_threads(config.cpu_threads or _auto_threads())
     started = time.monotonic()
     before = measure_host_memory().available
-    model = load_cpu_model(folder, load_model_config(folder), config.dtype)
+    model = load_cpu_model(folder, load_model_config(folder), config.dtype, config.quantization)
     seconds = time.monotonic() - started
     logger.info("Loading weights took %.2f seconds", seconds)
     taken = max(0, before - measure_host_memory().available)
@@ -44,12 +40,11 @@ def load(config: ServerConfig) -> tuple[Model, KvCache]:
     return model, _make_kv_cache(config, model.kv_spec)
 
 
-def _auto_threads(folder: Path) -> int:
-    """All cores, but one for a small model: there, waking a second thread costs more than it does,
-    and the other stages have use for the core.
+def _auto_threads() -> int:
+    """All cores. The kernels' pool decides loop by loop whether a second one pays: the steps of a
+    tiny model stay on one, and leave the others to the other stages.
     """
-    num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return 1 if num_bytes < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0))
 
 
 def _make_kv_cache(config: ServerConfig, spec: KvSpec) -> KvCache:

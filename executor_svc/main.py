@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from executor_svc.emulated import EmulatedExecutorStage, emulated_facts, load_choices
 from stages.config import ServerConfig
@@ -23,6 +24,9 @@ from stages.stage import Stage
 from stages.topology import LOGITS_RING, TOKEN_RING
 from stages.trace import Trace
 from stages.traced import TracedDevice
+
+if TYPE_CHECKING:
+    from executor_svc.kv_cache import KvCache
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +57,27 @@ def wiring(config: ServerConfig) -> Wiring:
 def _make(config: ServerConfig, incarnation: int, trace: Trace) -> tuple[Stage, ExecutorFacts]:
     """The core of the configured device, and its facts; `trace` takes the device's steps."""
     if config.device == "emulated":
-        core = EmulatedExecutorStage(config, load_choices(config), trace)
-        return core, emulated_facts(config, incarnation)
-    from executor_svc.loading import load
-    from executor_svc.stage import ExecutorStage
-
-    model, kv_cache = load(config)
+        emulated = EmulatedExecutorStage(config, load_choices(config), trace)
+        return emulated, emulated_facts(config, incarnation)
+    core, kv_cache = _make_computing(config, trace)
     facts = ExecutorFacts(
         num_blocks=kv_cache.num_blocks,
         block_size=kv_cache.block_size,
         vocab_size=config.facts.vocab_size,
         incarnation=incarnation,
     )
+    return core, facts
+
+
+def _make_computing(config: ServerConfig, trace: Trace) -> tuple[Stage, KvCache]:
+    """The core of a device that runs a model; torch is imported here and not before."""
+    if config.device != "cpu":
+        from executor_svc.accelerator.loading import load_stage
+
+        return load_stage(config, trace)
+    from executor_svc.loading import load
+    from executor_svc.stage import ExecutorStage
+
+    model, kv_cache = load(config)
     # Here the process is the device: it computes as long as its core is busy.
-    return TracedDevice(ExecutorStage(config, model, kv_cache), trace), facts
+    return TracedDevice(ExecutorStage(config, model, kv_cache), trace), kv_cache

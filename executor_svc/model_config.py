@@ -100,7 +100,8 @@ class ModelConfig:
     """What every decoder's config says, whatever its family.
 
     `head_dim` and `num_kv_heads` are what the file says or implies; the cache is laid out by
-    the loaded model's own `kv_spec`. `fields` gives a family its particular settings.
+    the loaded model's own `kv_spec`. `fields` gives a family its particular settings,
+    `quantization` is what a quantized checkpoint says of its weights.
     """
 
     folder: Path
@@ -116,6 +117,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str
     fields: ConfigFields
+    quantization: ConfigFields | None = None
 
 
 def load_model_config(folder: Path) -> ModelConfig:
@@ -125,7 +127,6 @@ def load_model_config(folder: Path) -> ModelConfig:
         ModelLoadError: the folder or a field is missing or malformed.
     """
     top = _read_json(folder / "config.json", required=True)
-    _refuse_quantized(top)
     # Multimodal configs keep the decoder's settings in a sub-object.
     fields = top.nested("text_config") or top
     hidden_size = fields.integer("hidden_size", "n_embd", "d_model")
@@ -146,6 +147,7 @@ def load_model_config(folder: Path) -> ModelConfig:
         eos_token_ids=_eos_token_ids(folder, fields, top),
         dtype=_dtype(fields, top),
         fields=fields,
+        quantization=top.nested("quantization_config") or top.nested("compression_config"),
     )
 
 
@@ -163,14 +165,6 @@ def _read_json(path: Path, *, required: bool) -> ConfigFields:
     if not isinstance(values, dict):
         raise ModelLoadError(f"{path} must hold a JSON object; download it again")
     return ConfigFields(str(path), MappingProxyType(values))
-
-
-def _refuse_quantized(top: ConfigFields) -> None:
-    if top.find("quantization_config") is not None:
-        raise ModelLoadError(
-            f"{top.source}: 'quantization_config' names a quantized checkpoint, which is not "
-            "supported; use the float32, bfloat16 or float16 release of the model"
-        )
 
 
 def _architecture(top: ConfigFields) -> str:

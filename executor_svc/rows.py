@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +53,13 @@ class StepInputs:
     prompt_spans: list[PromptSpan]
 
 
+class TableChanges(NamedTuple):
+    """Block table entries that a step has set: flat places int64 [k], block ids int32 [k]."""
+
+    places: NDArray[np.int64]
+    block_ids: Int32Array
+
+
 class RowTable:
     """Invariant: row r's first `num_blocks[r]` block table entries are its blocks, the rest 0."""
 
@@ -70,11 +78,17 @@ class RowTable:
 
     def apply(self, step: ExecuteStep) -> StepInputs:
         """Advance to `step` and lay out its batch."""
+        rows, _ = self.advance(step)
+        return self.inputs(rows)
+
+    def advance(self, step: ExecuteStep) -> tuple[StepRows, TableChanges]:
+        """Advance to `step`; also gives what it sets in the tables, for a copy of them."""
         self._release(i32(step.released_rows))
-        for new in step.new_rows:
-            self._admit(new)
-        self._append_blocks(i32(step.block_rows), i32(step.block_ids))
-        return self._inputs(self._rows.apply(step))
+        places = [self._admit(new) for new in step.new_rows]
+        places.append(self._append_blocks(i32(step.block_rows), i32(step.block_ids)))
+        all_places = np.concatenate(places)
+        changes = TableChanges(all_places, self._block_tables.reshape(-1)[all_places])
+        return self._rows.apply(step), changes
 
     def has_inputs(self, step: ExecuteStep) -> bool:
         """Whether the token that each decoding row of `step` starts from has come."""
@@ -101,7 +115,11 @@ class RowTable:
         self._num_prompt_logprobs[rows] = NO_PROMPT_LOGPROBS
         self._awaited_step[rows] = NO_STEP
 
-    def _admit(self, new: NewRow) -> None:
+    def last_token_ids(self, rows: Int32Array) -> Int32Array:
+        """The token that the next decode step of each row starts from: int32 [n]."""
+        return self._last_token_ids[rows]
+
+    def _admit(self, new: NewRow) -> NDArray[np.int64]:
         token_ids, block_ids = i32(new.token_ids), i32(new.block_ids)
         self._token_ids[new.row, : len(token_ids)] = token_ids
         self._num_prompt_tokens[new.row] = new.num_prompt_tokens
@@ -111,19 +129,23 @@ class RowTable:
         is_fresh = len(token_ids) == new.num_prompt_tokens
         wanted = new.params.prompt_logprobs if is_fresh else NO_PROMPT_LOGPROBS
         self._num_prompt_logprobs[new.row] = wanted
+        return new.row * self._block_tables.shape[1] + np.arange(len(block_ids))
 
-    def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> None:
+    def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> NDArray[np.int64]:
         """Append each block to its row's table; a row may get several, in order."""
         if len(rows) == 0:
-            return
+            return np.zeros(0, dtype=np.int64)
         order = np.argsort(rows, kind="stable")
         sorted_rows = rows[order]
         unique, first, counts = np.unique(sorted_rows, return_index=True, return_counts=True)
         place = np.arange(len(rows)) - np.repeat(first, counts)
-        self._block_tables[sorted_rows, self._num_blocks[sorted_rows] + place] = block_ids[order]
+        places = sorted_rows * self._block_tables.shape[1] + self._num_blocks[sorted_rows] + place
+        self._block_tables.reshape(-1)[places] = block_ids[order]
         self._num_blocks[unique] += counts.astype(np.int32)
+        return places
 
-    def _inputs(self, rows: StepRows) -> StepInputs:
+    def inputs(self, rows: StepRows) -> StepInputs:
+        """Lay out the batch of a step that `advance` has given, before the next is applied."""
         lens = rows.num_scheduled
         starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
         token_rows = np.repeat(rows.rows, lens)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from executor_svc.kv_cache import KvCache
-from executor_svc.models.model import Model
-from executor_svc.rows import PromptSpan, RowTable
-from sampler_svc.sampling import RowSampler, prompt_logprobs
+from executor_svc.models.model import GreedyModel, Model
+from executor_svc.rows import PromptSpan, RowTable, StepInputs
+from sampler_svc.sampling import RowSampler, SampledTokens, prompt_logprobs
 from stages.columns import Int32Array, f32_bytes, i32, i32_bytes
 from stages.config import ServerConfig
 from stages.messages import (
@@ -39,6 +39,7 @@ class ExecutorStage:
     def __init__(self, config: ServerConfig, model: Model, kv_cache: KvCache) -> None:
         self._config = config
         self._model = model
+        self._greedy_model = model if isinstance(model, GreedyModel) else None
         self._kv_cache = kv_cache
         self._vocab_size = config.facts.vocab_size
         self._samples_here = config.sampling_placement == "device"
@@ -87,28 +88,48 @@ class ExecutorStage:
     @torch.inference_mode()
     def _execute(self, step: ExecuteStep) -> list[Message]:
         inputs = self._rows.apply(step)
-        logits = self._model.forward(inputs.batch, self._kv_cache)
         self._num_steps += 1
         self._num_tokens += inputs.batch.num_tokens
-        prompts = [_prompt_record(step.step_id, span, logits) for span in inputs.prompt_spans]
-        to_sample = logits[: len(inputs.sampled_rows)]
         if self._samples_here:
-            return [*prompts, *self._sample(step, inputs.sampled_rows, to_sample)]
+            return self._execute_and_sample(step, inputs)
+        logits = self._model.forward(inputs.batch, self._kv_cache)
         self._rows.await_tokens(step.step_id, inputs.sampled_rows)
-        rows, data = i32_bytes(inputs.sampled_rows), to_sample.numpy().tobytes()
-        return [*prompts, StepLogits(step.step_id, rows, self._vocab_size, data)]
+        rows, data = i32_bytes(inputs.sampled_rows), _to_sample(inputs, logits).numpy().tobytes()
+        step_logits = StepLogits(step.step_id, rows, self._vocab_size, data)
+        return [*_prompt_records(step, inputs, logits), step_logits]
 
-    def _sample(self, step: ExecuteStep, rows: Int32Array, logits: Tensor) -> list[Message]:
+    def _execute_and_sample(self, step: ExecuteStep, inputs: StepInputs) -> list[Message]:
+        rows = inputs.sampled_rows
         self._sampler.release(i32(step.released_rows))
         for new in step.new_rows:
             self._sampler.admit(new)
-        sampled = self._sampler.sample(logits, rows)
+        needs_logits = inputs.prompt_spans or self._sampler.needs_logits(rows)
+        if self._greedy_model is not None and not needs_logits:
+            chosen = self._greedy_model.forward_greedy(inputs.batch, self._kv_cache)
+            return self._publish(step, rows, self._sampler.take_greedy(chosen, rows))
+        logits = self._model.forward(inputs.batch, self._kv_cache)
+        sampled = self._sampler.sample(_to_sample(inputs, logits), rows)
+        return [*_prompt_records(step, inputs, logits), *self._publish(step, rows, sampled)]
+
+    def _publish(
+        self, step: ExecuteStep, rows: Int32Array, sampled: SampledTokens
+    ) -> list[Message]:
         token_ids = sampled.token_ids.numpy().astype(np.int32)
         self._rows.set_last_tokens(rows, token_ids)
         tokens = StepTokens(step.step_id, i32_bytes(rows), i32_bytes(token_ids))
         if sampled.logprobs is None:
             return [tokens]
         return [sampled.logprobs.to_message(step.step_id), tokens]
+
+
+def _to_sample(inputs: StepInputs, logits: Tensor) -> Tensor:
+    return logits[: len(inputs.sampled_rows)]
+
+
+def _prompt_records(
+    step: ExecuteStep, inputs: StepInputs, logits: Tensor
+) -> list[StepPromptLogprobs]:
+    return [_prompt_record(step.step_id, span, logits) for span in inputs.prompt_spans]
 
 
 def _prompt_record(step_id: int, span: PromptSpan, logits: Tensor) -> StepPromptLogprobs:

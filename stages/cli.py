@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from stages import __version__
 from stages.errors import HeadraceError
+from stages.torch_backends import hide_torch_npu
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors into one line and an exit code."""
     namespace = make_parser().parse_args(arguments)
     command: Command = namespace.command
+    if getattr(namespace, "device", None) != "npu":
+        hide_torch_npu()
     try:
         return command(namespace)
     except HeadraceError as error:
@@ -61,7 +64,25 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--questions", type=int, default=200, help="how many of each kind")
     evaluate.add_argument("--url", help="a server to ask (default: start one)")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
+    evaluate.add_argument("--quantization", choices=("none", "int8", "w8a8"), default="none")
     evaluate.set_defaults(command=_eval_embedded)
+
+    perplexity = commands.add_parser("perplexity", help="what rounding the weights costs")
+    perplexity.add_argument("model", nargs="?", help="Hugging Face folder (default: embedded)")
+    perplexity.add_argument("--text", metavar="FILE", help="(default: chats of the embedded kind)")
+    perplexity.add_argument("--tokens", type=int, default=4096, help="of the text at most")
+    perplexity.add_argument(
+        "--weights", default="", help="such as float32,int8; ratios are to the first"
+    )
+    perplexity.add_argument("--json", metavar="FILE", help="write the figures there too")
+    perplexity.set_defaults(command=_perplexity)
+
+    check_model = commands.add_parser("check-model", help="how a model would run on a device")
+    add_serve_arguments(check_model)
+    check_model.set_defaults(command=_check_model)
+
+    collect_env = commands.add_parser("collect-env", help="the machine, and what does not match")
+    collect_env.set_defaults(command=_collect_env)
 
     bench = commands.add_parser("bench", help="measure")
     _add_bench_commands(bench.add_subparsers(required=True, metavar="WHAT"))
@@ -81,6 +102,23 @@ def _add_bench_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     steps.add_argument("--plot", metavar="FILE", help="draw the lanes: .html, .svg or .png")
     steps.add_argument("--plot-batch", type=int, metavar="N", help="the batch size that is drawn")
     steps.set_defaults(command=_bench_steps)
+    _add_bench_latency(commands)
+
+
+def _add_bench_latency(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from stages.bench.latency import SETTINGS
+    from stages.settings import add_flags
+
+    latency = commands.add_parser("latency", help="prefill and decode time of the executor alone")
+    latency.add_argument("model", nargs="?", help="Hugging Face folder (default: embedded model)")
+    latency.add_argument("--input-len", type=int, default=128, metavar="N", help="prompt tokens")
+    latency.add_argument("--output-len", type=int, default=32, metavar="N", help="output tokens")
+    latency.add_argument("--batch-size", type=int, default=1, metavar="N", help="rows in a step")
+    latency.add_argument("--rounds", type=int, default=5, metavar="N", help="that are measured")
+    latency.add_argument("--warmup", type=int, default=1, metavar="N", help="rounds before them")
+    latency.add_argument("--json", metavar="FILE", help="write the figures there")
+    add_flags(latency, *SETTINGS)
+    latency.set_defaults(command=_bench_latency)
 
 
 def _serve(namespace: argparse.Namespace) -> int:
@@ -135,7 +173,40 @@ def _make_model(namespace: argparse.Namespace) -> int:
 def _eval_embedded(namespace: argparse.Namespace) -> int:
     from stages.eval_embedded import eval_embedded
 
-    return eval_embedded(namespace.questions, namespace.url, namespace.json)
+    return eval_embedded(namespace.questions, namespace.url, namespace.json, namespace.quantization)
+
+
+def _check_model(namespace: argparse.Namespace) -> int:
+    import os
+
+    from stages.launch import load
+    from stages.settings import build_config
+
+    arguments = {name: value for name, value in vars(namespace).items() if name != "command"}
+    config = build_config(arguments, os.environ)
+    print("\n".join(load("executor_svc.check_model:check_model")(config)))
+    return 0
+
+
+def _collect_env(namespace: argparse.Namespace) -> int:
+    from stages.launch import load
+
+    print("\n".join(load("executor_svc.collect_env:collect_env")()))
+    return 0
+
+
+def _perplexity(namespace: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from stages.launch import load
+    from stages.model_folder import embedded_model
+
+    print_perplexity = load("executor_svc.perplexity:print_perplexity")
+    folder = Path(namespace.model) if namespace.model else embedded_model()
+    code: int = print_perplexity(
+        folder, namespace.text, namespace.weights, namespace.tokens, namespace.json
+    )
+    return code
 
 
 def _bench_steps(namespace: argparse.Namespace) -> int:
@@ -157,6 +228,12 @@ def _bench_steps(namespace: argparse.Namespace) -> int:
             plot_batch=namespace.plot_batch,
         )
     )
+
+
+def _bench_latency(namespace: argparse.Namespace) -> int:
+    from stages.bench.latency import bench_latency
+
+    return bench_latency(vars(namespace))
 
 
 if __name__ == "__main__":

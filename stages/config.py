@@ -40,9 +40,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     gateways: int = 1
 
     device: str = "cpu"
+    enforce_eager: bool = False
+    operator_fusion: str = "on"
+    memory_policy: str = "static"
+    parallel_streams: int = 2
     emulated_step_ms: float = 10.0
     emulated_token_us: float = 2.0
     dtype: str = "auto"
+    quantization: str = "none"
     max_model_len: int = 2048
     max_num_seqs: int = 128
     max_num_batched_tokens: int = 1024

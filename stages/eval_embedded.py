@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from stages.errors import HeadraceError, StageStartError
+from stages.errors import ConfigError, HeadraceError, StageStartError
 from stages.launch import load
 
 CONCURRENCY = 32
@@ -30,13 +30,17 @@ TIMEOUT_S = 120.0
 ChatMessages = Sequence[dict[str, str]]
 
 
-def eval_embedded(num_questions: int, url: str | None, json_path: str | None) -> int:
+def eval_embedded(
+    num_questions: int, url: str | None, json_path: str | None, quantization: str = "none"
+) -> int:
     """Print accuracy by category; exit code 1 when it misses its bar."""
+    if url is not None and quantization != "none":
+        raise ConfigError("--quantization is for the server that is started here: not with --url")
     evaluate = load("executor_svc.embedded.evaluate:evaluate")
     if url is not None:
         report = evaluate(Asker(url), n=num_questions)
     else:
-        with serving() as own_url:
+        with serving("--quantization", quantization) as own_url:
             report = evaluate(Asker(own_url), n=num_questions)
     print(report.table())
     if json_path is not None:
@@ -83,12 +87,12 @@ class Asker:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving(*flags: str) -> Iterator[str]:
     """Serve the embedded model on a free port while the `with` lasts; gives its URL."""
     with TemporaryDirectory(prefix="headrace-") as run_dir:
         command = [sys.executable, "-m", "stages.cli", "serve", "--port", "0"]
         with subprocess.Popen(
-            [*command, "--run-dir", run_dir], stdout=subprocess.PIPE, text=True
+            [*command, "--run-dir", run_dir, *flags], stdout=subprocess.PIPE, text=True
         ) as server:
             try:
                 yield _url_of(server)

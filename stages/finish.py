@@ -23,15 +23,15 @@ def finish_reasons(
     """Say for each row whether its newest token ends it.
 
     token_ids [n]: the newest token. num_output_tokens [n]: outputs including it. max_tokens [n].
-    stop_token_ids [n, width >= 1]: the row's stop ids, padded with `NO_TOKEN`. Returns int8 [n] of
+    stop_token_ids [n, width]: the row's stop ids, padded with `NO_TOKEN`. Returns int8 [n] of
     `FinishReason`. A stop token wins over the length limit. `min_tokens` needs no case here: the
     sampler gives a stop token no probability before it.
     """
     reasons = np.zeros(len(token_ids), dtype=np.int8)
     reasons[num_output_tokens >= max_tokens] = FinishReason.LENGTH
     # Few columns: a comparison for each costs a third of NumPy's `any` along the short axis.
-    is_stop = stop_token_ids[:, 0] == token_ids
-    for column in stop_token_ids.T[1:]:
+    is_stop = np.zeros(len(token_ids), dtype=np.bool_)
+    for column in stop_token_ids.T:
         is_stop |= column == token_ids
     reasons[is_stop] = FinishReason.STOP
     return reasons

@@ -20,8 +20,8 @@ from stages.control import ControlSocket
 from stages.errors import HeadraceError
 from stages.lifeline import die_with_parent
 from stages.messages import Configure, StageFailed, ToStage
-from stages.topology import spec_of
-from stages.torch_backends import hide_torch_npu
+from stages.topology import EXECUTOR, spec_of
+from stages.torch_backends import forbid_autoload, hide_torch_npu
 
 MAX_FAILURE_TEXT = 4000
 
@@ -59,7 +59,8 @@ def main(stage: str, control_fd: int) -> int:
     assert isinstance(first, Configure)
     listener = socket.socket(fileno=fds[0]) if fds else None
     config = decode_config(first.config)
-    if config.device != "npu":
+    forbid_autoload()
+    if config.device != "npu" or stage != EXECUTOR:
         hide_torch_npu()
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s"

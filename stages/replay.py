@@ -14,7 +14,14 @@ from stages import messages
 from stages.columns import f32
 from stages.config import ServerConfig, decode_config
 from stages.errors import HeadraceError
-from stages.messages import BeginEpoch, Message, StepLogits, StepLogprobs, StepPromptLogprobs
+from stages.messages import (
+    BeginEpoch,
+    Message,
+    OutputLogprobs,
+    StepLogits,
+    StepLogprobs,
+    StepPromptLogprobs,
+)
 from stages.recorder import Frame, Header, read_recording, schema
 from stages.stage import Stage
 
@@ -113,6 +120,9 @@ def _show(encoded: Sequence[bytes]) -> list[object]:
 
 def _within_tolerance(recorded: bytes, message: Message) -> bool:
     """Whether both are the same logits or log-probabilities but for rounding."""
+    if isinstance(message, OutputLogprobs):
+        now = msgspec.msgpack.encode(message)
+        return _equal_but_rounded(msgspec.msgpack.decode(recorded), msgspec.msgpack.decode(now))
     if not isinstance(message, StepLogits | StepLogprobs | StepPromptLogprobs):
         return False
     try:
@@ -129,3 +139,11 @@ def _within_tolerance(recorded: bytes, message: Message) -> bool:
 
 def _close(was: bytes, now: bytes) -> bool:
     return len(was) == len(now) and np.allclose(f32(was), f32(now), atol=TOLERANCE)
+
+
+def _equal_but_rounded(was: object, now: object) -> bool:
+    if isinstance(was, float) and isinstance(now, float):
+        return bool(np.isclose(was, now, atol=TOLERANCE))
+    if isinstance(was, list) and isinstance(now, list):
+        return len(was) == len(now) and all(map(_equal_but_rounded, was, now))
+    return was == now

@@ -29,7 +29,7 @@ from stages.messages import (
 )
 from stages.recorder import maybe_recorded
 from stages.ring_ends import MessageReader, RingEnds
-from stages.stage import Stage, TimedStage
+from stages.stage import CompletingStage, Stage, TimedStage
 from stages.timer import Timer
 from stages.topology import inbox_address
 from stages.trace import Trace, What, step_of
@@ -65,6 +65,10 @@ class Runner:
         )
         self._timed = core if isinstance(core, TimedStage) else None
         self._timer = Timer()
+        # Besides messages: when the core has something to say of its own accord.
+        self._wakers = [self._timer.fileno()]
+        if isinstance(core, CompletingStage):
+            self._wakers.append(core.completion_fd())
         self._trace = trace or Trace()
         self._wiring = wiring
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -99,7 +103,7 @@ class Runner:
             if context.control.fileno() in events:
                 self._obey()
             elif events:
-                self._turn(is_due=self._timer.fileno() in events)
+                self._turn(is_due=any(fd in events for fd in self._wakers))
         self._close()
 
     def _turn(self, is_due: bool) -> None:
@@ -158,7 +162,8 @@ class Runner:
     def _rebuild_poller(self) -> None:
         self._poller = zmq.Poller()
         self._poller.register(self._context.control.fileno(), zmq.POLLIN)
-        self._poller.register(self._timer.fileno(), zmq.POLLIN)
+        for fd in self._wakers:
+            self._poller.register(fd, zmq.POLLIN)
         if self._inbox is not None:
             self._poller.register(self._inbox.socket, zmq.POLLIN)
         for reader in self._readers():

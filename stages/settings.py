@@ -42,6 +42,12 @@ class Flag:
         return "--" + self.name.replace("_", "-")
 
 
+MAX_SIDE_STREAMS = 2
+DEVICES = ("cpu", "npu", "cuda", "emulated")
+# Where the user does not say; elsewhere the configuration's own default.
+BLOCK_SIZES = {"npu": 128}
+# What takes `auto` for 0.
+AUTOMATIC = ("cpu_threads",)
 SIZES = {"k": 2**10, "m": 2**20, "g": 2**30}
 
 FLAGS = (
@@ -49,10 +55,31 @@ FLAGS = (
     Flag("port", int, "port to listen on"),
     Flag("served_model_name", str, "name of the model in the API (default: its path)"),
     Flag("api_key", list, "key that requests must bring as a bearer token; may be repeated"),
-    Flag("device", str, "what computes; emulated: it takes its time only", ("cpu", "emulated")),
+    Flag("device", str, "what computes; emulated: it takes its time only", DEVICES),
+    Flag("enforce_eager", bool, "npu, cuda: record no graphs of decode steps"),
+    Flag("operator_fusion", str, "npu, cuda: use the device's fused operators", ("on", "off")),
+    Flag(
+        "memory_policy",
+        str,
+        "npu, cuda: static takes KV cache and the largest step's workspace at start, "
+        "dynamic leaves workspace to be taken when a step needs it",
+        ("static", "dynamic"),
+    ),
+    Flag(
+        "parallel_streams",
+        int,
+        "npu, cuda: streams that copy beside the compute stream; 0: none, 1: one for both "
+        "directions, 2: one up and one down",
+    ),
     Flag("emulated_step_ms", float, "milliseconds that a step of the emulated device takes"),
     Flag("emulated_token_us", float, "microseconds on top for each token of a step"),
     Flag("dtype", str, "weights and KV cache", ("auto", "float32", "bfloat16", "float16")),
+    Flag(
+        "quantization",
+        str,
+        "cpu: round float weights to int8 while loading; w8a8: a step's activations too",
+        ("none", "int8", "w8a8"),
+    ),
     Flag("max_model_len", int, "longest prompt + output in tokens (default: the model's)"),
     Flag("max_num_seqs", int, "rows: requests that run at the same time"),
     Flag("max_num_batched_tokens", int, "token budget of a step"),
@@ -123,6 +150,8 @@ def build_config(arguments: Mapping[str, Any], environment: Mapping[str, str]) -
     facts = read_model_facts(Path(model) if model else embedded_model())
     settings["model"] = str(Path(model).resolve()) if model else EMBEDDED_MODEL
     settings.setdefault("served_model_name", settings["model"] if model else EMBEDDED_NAME)
+    if settings.get("device") in BLOCK_SIZES:
+        settings.setdefault("block_size", BLOCK_SIZES[settings["device"]])
     settings.setdefault("max_model_len", facts.max_position_embeddings)
     settings.setdefault("run_dir", str(default_run_dir(settings.get("port", _DEFAULTS["port"]))))
     config = ServerConfig(facts=facts, **settings)
@@ -193,13 +222,14 @@ def _typed(name: str, value: Any) -> Any:
             return value if isinstance(value, dict) else _parse_record(_as_list(value))
         if kind is list:
             return _as_list(value)
-        if name == "cpu_threads" and value == "auto":
+        if name in AUTOMATIC and value == "auto":
             return 0
         if isinstance(value, str):
             return _parse(kind, value)
     except ValueError:
         option = "--" + name.replace("_", "-")
-        raise ConfigError(f"{option} takes {_describe(kind)}, not {value!r}") from None
+        words = "auto or " if name in AUTOMATIC else ""
+        raise ConfigError(f"{option} takes {words}{_describe(kind)}, not {value!r}") from None
     return value
 
 
@@ -249,6 +279,7 @@ def _validate(config: ServerConfig) -> None:
         raise ConfigError("--gpu-memory-utilization is a share: 0 to 1")
     if config.gateways > MAX_GATEWAYS:
         raise ConfigError(f"--gateways is at most {MAX_GATEWAYS}, not {config.gateways}")
+    _validate_accelerator(config)
     if config.port > 65535:
         raise ConfigError("--port is at most 65535")
     if config.max_num_batched_tokens < config.max_num_seqs:
@@ -264,7 +295,27 @@ def _validate(config: ServerConfig) -> None:
         )
 
 
+def _validate_accelerator(config: ServerConfig) -> None:
+    if config.quantization != "none" and config.device not in ("cpu", "emulated"):
+        raise ConfigError(
+            f"--quantization {config.quantization} is for --device cpu, not {config.device}: "
+            "leave it out"
+        )
+    if config.parallel_streams > MAX_SIDE_STREAMS:
+        raise ConfigError(
+            f"--parallel-streams is at most {MAX_SIDE_STREAMS}, not {config.parallel_streams}: "
+            "there is one direction up and one down"
+        )
+    needed = BLOCK_SIZES.get(config.device, config.block_size)
+    if config.block_size != needed:
+        raise ConfigError(
+            f"--block-size {config.block_size} is not what --device {config.device} computes with: "
+            f"pass {needed}, or leave it out"
+        )
+
+
 _LEAST: dict[str, float] = {
+    "parallel_streams": 0,
     "port": 0,
     "emulated_step_ms": 0,
     "emulated_token_us": 0,

@@ -43,3 +43,11 @@ class TimedStage(Stage, Protocol):
 
         Asked after every call of `handle`; wall clock.
         """
+
+
+@runtime_checkable
+class CompletingStage(Stage, Protocol):
+    """A core whose device finishes work by itself, with no message that causes it."""
+
+    def completion_fd(self) -> int:
+        """A descriptor, readable while `handle` has results to say."""

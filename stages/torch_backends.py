@@ -9,6 +9,11 @@ import os
 import sys
 
 
+def forbid_autoload() -> None:
+    """Leave it to the device that is asked for to import its package and say what is missing."""
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+
 def hide_torch_npu() -> None:
     """Make torch_npu look absent in this process.
 
@@ -16,5 +21,5 @@ def hide_torch_npu() -> None:
     which devices there are; both fail on a machine without the driver. A module of None is
     Python's own way to say that an import is to find nothing.
     """
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    forbid_autoload()
     sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]

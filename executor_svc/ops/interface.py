@@ -6,7 +6,7 @@ T is the number of tokens of a step, H and K the query and key/value heads, D th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,16 +15,44 @@ from executor_svc.kv_cache import KvCache, LayerKv
 
 
 @dataclass(frozen=True)
+class QuantizationGrid:
+    """What gives the packed codes of a quantized projection their values, in a backend's layout.
+
+    `code` is the backend's name of the codes' type; `group_size` columns share a scale (0: all);
+    column k works on column `order[k]` of the input.
+    """
+
+    code: int
+    scales: Tensor
+    offsets: Tensor | None = None
+    order: Tensor | None = None
+    group_size: int = 0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [part for part in (self.scales, self.offsets, self.order) if part is not None]
+
+
+@dataclass(frozen=True)
 class LinearWeight:
     """A projection as its backend wants it.
 
     `weight` [out, in] has the true shape always; a backend that packs keeps the values in
-    `packed` and may leave a stand-in without storage here.
+    `packed` and may leave a stand-in without storage here. `grid`: they are quantized.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     packed: Tensor | None = None
+    grid: QuantizationGrid | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What a step reads of it; a packed form of torch's own says nothing about itself."""
+        values = self.weight if self.packed is None or self.packed.is_mkldnn else self.packed
+        others = [self.bias] if self.bias is not None else []
+        others += self.grid.tensors if self.grid is not None else []
+        return values.numel() * values.itemsize + sum(other.nbytes for other in others)
 
 
 @dataclass(frozen=True)
@@ -97,5 +125,35 @@ class Ops(Protocol):
         """query [T, H, D] over each sequence's cached context -> [T, H, D].
 
         Reads no slot beyond a sequence's context length, whatever it holds.
+        """
+        ...
+
+
+class QkNorms(NamedTuple):
+    """Weights of the norms over each query and each key head: [D] both."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+
+
+@runtime_checkable
+class RotaryAndWrite(Ops, Protocol):
+    """Operators of a backend that rotates and stores in one kernel."""
+
+    def rotary_and_write_kv(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerKv,
+        plan: AttentionPlan,
+        norms: QkNorms | None,
+    ) -> Tensor:
+        """`rms_norm` of each head where there are `norms`, `rotary`, then `write_kv` of the key.
+
+        Returns the rotated query.
         """
         ...
