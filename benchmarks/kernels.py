@@ -1,8 +1,9 @@
 """How near the compiled CPU kernels come to what this machine can do, and to the torch path.
 
-First measures the limits, read bandwidth and multiply-adds, with the same threads; then each
-kernel and whole steps of model folders. Contenders take turns and the best time of each counts:
-other processes only ever add to a time. `memory` and `arithmetic` are shares of the limits.
+First measures the limits, read bandwidth and multiply-adds (for bfloat16 weights with the dot
+product where the processor has one), with the same threads; then each kernel and whole steps of
+model folders. Contenders take turns and the best time of each counts: other processes only ever
+add to a time. `memory` and `arithmetic` are shares of the limits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -26,24 +26,19 @@ from executor_svc.models.model import Model
 from executor_svc.models.registry import load_model
 from executor_svc.ops.cpu import CpuOps
 from executor_svc.ops.cpu_native import NativeOps
-from executor_svc.ops.interface import AttentionParams, Ops
-from executor_svc.ops.native.library import load_library
-from executor_svc.ops.native.packing import allocate_pages
+from executor_svc.ops.interface import AttentionParams, LinearWeight, Ops
+from executor_svc.ops.native.library import Library, load_library
+from executor_svc.ops.native.limits import measure_limits
+from executor_svc.ops.native.quantized_packing import QuantizedPacker
+from executor_svc.quantization.weight import Layout, QuantizedWeight
 
 Call = Callable[[], object]
 BLOCK_SIZE = 16
-PROBE_CHUNK = 1 << 16  # floats, as in probe.c
-PROBE_BYTES = 256 << 20
+DTYPES = (torch.bfloat16, torch.float32)
 # A projection and attention of the Qwen3-0.6B shape; weights rotate through more than a cache.
 OUT_SIZE, IN_SIZE, NUM_COPIES = 6144, 1024, 16
+GROUP = 128
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
-
-
-class Limits(NamedTuple):
-    """Bytes and floating point operations a second."""
-
-    read: float
-    flops: float
 
 
 class Bench:
@@ -72,46 +67,38 @@ class Bench:
                 return
 
 
-def measure_limits(ops: NativeOps, bench: Bench) -> Limits:
-    functions = ops.functions
-    memory = allocate_pages(PROBE_BYTES // 4, torch.float32).fill_(1.0)
-    out, factors = torch.empty(PROBE_BYTES // 4 // PROBE_CHUNK), torch.full((64,), 1e-3)
-    chunks = out.numel()
-
-    def read() -> None:
-        functions.headrace_probe_read(ops.pool, memory.data_ptr(), chunks, out.data_ptr())
-
-    def multiply() -> int:
-        count: int = functions.headrace_probe_fma(
-            ops.pool, factors.data_ptr(), chunks, out.data_ptr()
-        )
-        return count
-
-    read_s, multiply_s = bench.best(read, multiply)
-    return Limits(PROBE_BYTES / read_s, 2 * multiply() / multiply_s)
-
-
 class Report:
-    """One line a measurement."""
+    """One line a measurement; shares are of what the machine can do with weights of its dtype."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        print(f"read {limits.read / 1e9:.1f} GB/s, multiply-adds {limits.flops / 1e9:.0f} GFLOP/s")
+    def __init__(self, library: Library, num_threads: int) -> None:
+        self._limits = {dtype: measure_limits(library, num_threads, dtype) for dtype in DTYPES}
+        for dtype, limits in self._limits.items():
+            print(
+                f"read {limits.read / 1e9:.1f} GB/s, "
+                f"multiply-adds in {_name(dtype)} {limits.flops / 1e9:.0f} GFLOP/s"
+            )
         print(f"{'':34} {'ms':>9} {'memory':>7} {'arithmetic':>11} {'torch ms':>9} {'ratio':>6}")
 
     def line(
-        self, name: str, seconds: float, num_bytes: float, flops: float, torch_s: float
+        self,
+        name: str,
+        dtype: torch.dtype,
+        seconds: float,
+        num_bytes: float,
+        flops: float,
+        torch_s: float,
     ) -> None:
+        limits = self._limits[dtype]
         print(
-            f"{name:34} {seconds * 1e3:9.3f} {num_bytes / seconds / self._limits.read:7.0%} "
-            f"{flops / seconds / self._limits.flops:11.0%} {torch_s * 1e3:9.3f} "
+            f"{name:34} {seconds * 1e3:9.3f} {num_bytes / seconds / limits.read:7.0%} "
+            f"{flops / seconds / limits.flops:11.0%} {torch_s * 1e3:9.3f} "
             f"{torch_s / seconds:6.1f}",
             flush=True,
         )
 
 
 def bench_linear(native: NativeOps, bench: Bench, report: Report) -> None:
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in DTYPES:
         weights = [torch.randn(OUT_SIZE, IN_SIZE).to(dtype) for _ in range(NUM_COPIES)]
         calls = [_rotating(native, weights), _rotating(CpuOps(), [w.float() for w in weights])]
         for rows in (1, 8, 32, 256):
@@ -119,17 +106,49 @@ def bench_linear(native: NativeOps, bench: Bench, report: Report) -> None:
             seconds, torch_s = bench.best(*(partial(call, x) for call in calls))
             size = OUT_SIZE * IN_SIZE
             name = f"linear {rows} rows, {_name(dtype)}"
-            report.line(name, seconds, size * dtype.itemsize, 2 * size * rows, torch_s)
+            num_bytes = size * dtype.itemsize
+            report.line(name, dtype, seconds, num_bytes, 2 * size * rows, torch_s)
+
+
+def bench_quantized_linear(
+    native: NativeOps, packer: QuantizedPacker, bench: Bench, report: Report
+) -> None:
+    """Beside bfloat16 on the same kernels, which stands where the others have torch."""
+    weights = [torch.randn(OUT_SIZE, IN_SIZE) for _ in range(NUM_COPIES)]
+    plain = _rotating(native, [weight.bfloat16() for weight in weights])
+    kinds = {
+        "int8": [packer.quantize_linear(w, int8_activations=False) for w in weights],
+        "w8a8": [packer.quantize_linear(w, int8_activations=True) for w in weights],
+        "int4, groups of 128": [packer.prepare_quantized(_int4(w)) for w in weights],
+    }
+    for rows in (1, 8, 32, 256):
+        x = torch.randn(rows, IN_SIZE)
+        for name, prepared in kinds.items():
+            call = partial(_call_next, native, cycle(prepared), x)
+            seconds, plain_s = bench.best(call, partial(plain, x))
+            flops, num_bytes = 2 * OUT_SIZE * IN_SIZE * rows, prepared[0].num_bytes
+            name = f"linear {rows} rows, {name}"
+            report.line(name, torch.float32, seconds, num_bytes, flops, plain_s)
+
+
+def _int4(weight: torch.Tensor) -> QuantizedWeight:
+    scales = weight.view(OUT_SIZE, -1, GROUP).abs().amax(-1) / 7
+    codes = weight / scales.repeat_interleave(GROUP, 1)
+    return QuantizedWeight(Layout(4, GROUP), codes.round().to(torch.int8), scales)
 
 
 def _rotating(ops: Ops, weights: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     prepared = cycle([ops.prepare_linear(weight) for weight in weights])
-    return lambda x: ops.linear(x, next(prepared))
+    return lambda x: _call_next(ops, prepared, x)
+
+
+def _call_next(ops: Ops, prepared: Iterator[LinearWeight], x: torch.Tensor) -> torch.Tensor:
+    return ops.linear(x, next(prepared))
 
 
 def bench_attention(native: NativeOps, bench: Bench, report: Report) -> None:
     for num_seqs, context, queries in ((1, 2048, 1), (8, 2048, 1), (1, 1280, 256)):
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in DTYPES:
             spec = KvSpec(1, KV_HEADS, HEAD_DIM, dtype)
             batch, cache = _batch_and_cache(spec, num_seqs, context, queries)
             query = torch.randn(num_seqs * queries, HEADS, HEAD_DIM).to(dtype)
@@ -138,7 +157,8 @@ def bench_attention(native: NativeOps, bench: Bench, report: Report) -> None:
             num_bytes = num_seqs * context * KV_HEADS * HEAD_DIM * 2 * dtype.itemsize
             pairs = num_seqs * queries * (context - (queries - 1) / 2)
             name = f"attention {num_seqs} x {queries} at {context}, {_name(dtype)}"
-            report.line(name, seconds, num_bytes, 4 * pairs * HEADS * HEAD_DIM, torch_s)
+            flops = 4 * pairs * HEADS * HEAD_DIM  # attention multiplies in float32
+            report.line(name, torch.float32, seconds, num_bytes, flops, torch_s)
 
 
 def _attention(ops: Ops, query: torch.Tensor, batch: ForwardBatch, cache: KvCache) -> Call:
@@ -164,7 +184,7 @@ def bench_steps(folder: Path, bench: Bench, report: Report) -> None:
         flops = 2 * num_seqs * (queries * layers + head)
         flops += 4 * pairs * shape.num_layers * shape.num_heads * dim
         name = f"{folder.name} {num_seqs} x {queries} at {context}"
-        report.line(name, seconds, 2 * (layers + head) + kv, flops, torch_s)
+        report.line(name, torch.bfloat16, seconds, 2 * (layers + head) + kv, flops, torch_s)
 
 
 def _step(model: Model, num_seqs: int, context: int, queries: int) -> Call:
@@ -201,10 +221,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="a round of one contender")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    native = NativeOps(load_library(), arguments.threads)
+    library = load_library()
+    native = NativeOps(library, arguments.threads)
     bench = Bench(arguments.rounds, arguments.seconds)
-    report = Report(measure_limits(native, bench))
+    report = Report(library, arguments.threads)
     bench_linear(native, bench, report)
+    bench_quantized_linear(native, QuantizedPacker(library), bench, report)
     bench_attention(native, bench, report)
     for folder in arguments.model:
         bench_steps(folder, bench, report)

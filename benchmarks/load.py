@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean, median, pstdev
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ TAIL_BYTES = 2048
 """What is kept of an answer: enough for its last two events."""
 
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
+_ENDED_BY_LENGTH = re.compile(rb'"finish_reason":\s*"length"')
 _FLAG_HELP = {
     "concurrency": "connections, each with one request at a time",
     "num_requests": "requests in all",
@@ -41,6 +43,8 @@ _FLAG_HELP = {
     "top_p": "nucleus",
     "vocab_size": "prompt ids are below it",
     "seed": "of the prompts",
+    "prompts": "JSON file with a list of prompts, texts or token ids, to ask instead",
+    "extra": "JSON object that goes into every request, over what else is there",
 }
 
 
@@ -56,6 +60,8 @@ class Load:
     top_p: float = 1.0
     vocab_size: int = 32768
     seed: int = 0
+    prompts: str = ""
+    extra: str = ""
 
 
 @dataclass(slots=True)
@@ -86,9 +92,11 @@ class AnswerReader(asyncio.Protocol):
     """Reads the answers of one connection, one at a time, counting events only.
 
     The number of tokens is the server's own count (`usage`), because one event may hold several.
+    A server that streams no usage has still given `max_tokens` if it says that this was the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int = 0) -> None:
+        self._max_tokens = max_tokens
         self.answer = Answer(0)
         self.ended: asyncio.Future[bool] | None = None
         self._tail = b""
@@ -101,10 +109,16 @@ class AnswerReader(asyncio.Protocol):
         self._tail = b""
         self._events_ns.clear()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of the answer has come."""
+        return bool(self._tail)
+
     def data_received(self, data: bytes) -> None:
         """Take some bytes of an answer."""
         now = time.perf_counter_ns()
         if not self._tail and not data.startswith(OK):
+            self._tail = data[-TAIL_BYTES:]
             self._end(False)
             return
         num_events = data.count(EVENT_END)
@@ -120,15 +134,20 @@ class AnswerReader(asyncio.Protocol):
         self._end(False)
 
     def _sum_up(self) -> bool:
-        counts = _COMPLETION_TOKENS.findall(self._tail)
         moments = self._events_ns[:-TRAILING_EVENTS]
-        if not counts or not moments:
+        num_tokens = self._count_tokens()
+        if not num_tokens or not moments:
             return False
         answer = self.answer
-        answer.num_tokens = int(counts[-1])
+        answer.num_tokens = num_tokens
         answer.first_ns, answer.last_ns = moments[0], moments[-1]
         answer.gaps_ns = [b - a for a, b in pairwise(moments)]
         return True
+
+    def _count_tokens(self) -> int:
+        if counts := _COMPLETION_TOKENS.findall(self._tail):
+            return int(counts[-1])
+        return self._max_tokens if _ENDED_BY_LENGTH.search(self._tail) else 0
 
     def _end(self, is_whole: bool) -> None:
         if self.ended is not None and not self.ended.done():
@@ -140,39 +159,47 @@ class Client:
 
     def __init__(self, host: str, port: int, model: str, load: Load) -> None:
         self._host, self._port, self._load = host, port, load
-        self._requests = _requests(host, model, load)
+        self._requests = make_requests(host, model, load)
         self.answers: list[Answer] = []
         self.num_failed = 0
 
     async def run(self) -> float:
         """Ask everything; returns the seconds from the first request to the last answer's end."""
-        loop = asyncio.get_running_loop()
         connections = await asyncio.gather(
-            *(
-                loop.create_connection(AnswerReader, self._host, self._port)
-                for _ in range(self._load.concurrency)
-            )
+            *(self._connect() for _ in range(self._load.concurrency))
         )
         started = time.perf_counter()
         await asyncio.gather(*(self._work(*connection) for connection in connections))
         return time.perf_counter() - started
 
+    async def _connect(self) -> tuple[asyncio.Transport, AnswerReader]:
+        return await asyncio.get_running_loop().create_connection(
+            lambda: AnswerReader(self._load.max_tokens), self._host, self._port
+        )
+
     async def _work(self, transport: asyncio.Transport, reader: AnswerReader) -> None:
-        loop = asyncio.get_running_loop()
         for request in self._requests:
             if transport.is_closing():
-                transport, reader = await loop.create_connection(
-                    AnswerReader, self._host, self._port
-                )
-            ended: asyncio.Future[bool] = loop.create_future()
-            reader.begin(ended)
-            transport.write(request)
-            if await self._is_whole(ended):
+                transport, reader = await self._connect()
+            is_whole = await self._ask(transport, reader, request)
+            if transport.is_closing() and not reader.has_begun:
+                # Some servers hang up behind an answer, when the next request is on its way.
+                transport, reader = await self._connect()
+                is_whole = await self._ask(transport, reader, request)
+            if is_whole:
                 self.answers.append(reader.answer)
             else:
                 self.num_failed += 1
                 transport.abort()  # whatever is left of that answer must not be read as the next
         transport.close()
+
+    async def _ask(
+        self, transport: asyncio.Transport, reader: AnswerReader, request: bytes
+    ) -> bool:
+        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        reader.begin(ended)
+        transport.write(request)
+        return await self._is_whole(ended)
 
     async def _is_whole(self, ended: asyncio.Future[bool]) -> bool:
         try:
@@ -182,26 +209,37 @@ class Client:
             return False
 
 
-def _requests(host: str, model: str, load: Load) -> Iterator[bytes]:
+def make_requests(host: str, model: str, load: Load) -> Iterator[bytes]:
     """Yield whole HTTP requests, made before the clock starts.
 
     They carry no seed: some servers draw seeded requests one by one, and few clients seed theirs.
     """
-    rng = random.Random(load.seed)
     bodies = [
         {
             "model": model,
-            "prompt": [rng.randrange(load.vocab_size) for _ in range(load.prompt_tokens)],
+            "prompt": prompt,
             "max_tokens": load.max_tokens,
             "temperature": load.temperature,
             "top_p": load.top_p,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **(json.loads(load.extra) if load.extra else {}),
         }
-        for _ in range(load.num_requests)
+        for prompt in _prompts(load)
     ]
     return iter([_post(host, json.dumps(body).encode()) for body in bodies])
+
+
+def _prompts(load: Load) -> list[str | list[int]]:
+    if load.prompts:
+        prompts: list[str | list[int]] = json.loads(Path(load.prompts).read_text())
+        return prompts
+    rng = random.Random(load.seed)
+    return [
+        [rng.randrange(load.vocab_size) for _ in range(load.prompt_tokens)]
+        for _ in range(load.num_requests)
+    ]
 
 
 def _post(host: str, body: bytes) -> bytes:

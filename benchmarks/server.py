@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 30.0
@@ -33,11 +33,16 @@ class ServerFailed(Exception):
 
 @dataclass(frozen=True)
 class Peer:
-    """How to start a server that calls its model `MODEL_NAME`; the port is appended."""
+    """How to start a server that calls its model `MODEL_NAME`; the port is appended.
+
+    `health` is a path that says 200 once it serves; `extra` goes into the body of every request.
+    """
 
     name: str
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    health: str = "/health"
+    extra: dict[str, object] = field(default_factory=dict)
 
 
 class Server:
@@ -45,6 +50,7 @@ class Server:
 
     def __init__(self, peer: Peer, log: Path) -> None:
         self.name = peer.name
+        self._peer = peer
         self._log = log
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -58,7 +64,7 @@ class Server:
             )
 
     def wait_healthy(self) -> float:
-        """Poll /health until it says 200; returns the seconds that this took."""
+        """Poll until the server says 200; returns the seconds that this took."""
         started = time.monotonic()
         while not self._is_healthy():
             if self._process.poll() is not None:
@@ -77,6 +83,8 @@ class Server:
         command = [sys.executable, str(LOAD), "--json", "--url", self.url, "--model", MODEL_NAME]
         for name, value in flags.items():
             command += ["--" + name.replace("_", "-"), str(value)]
+        if self._peer.extra:
+            command += ["--extra", json.dumps(self._peer.extra)]
         cpu_s = tree_cpu_seconds(self._process.pid)
         printed = subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout
         cpu_s = tree_cpu_seconds(self._process.pid) - cpu_s
@@ -86,6 +94,21 @@ class Server:
                 f"{self.name}: {figures['failed']:.0f} requests failed:\n{self._log_tail()}"
             )
         return figures | {CPU_FIGURE: 1000 * cpu_s / figures["output_tokens"]}
+
+    def complete(self, prompt: str, max_tokens: int) -> str:
+        """Give the greedy continuation of a text."""
+        body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        request = Request(
+            f"{self.url}/v1/completions",
+            json.dumps(body | {"ignore_eos": True} | self._peer.extra).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urlopen(request, timeout=START_TIMEOUT_S) as reply:
+                text: str = json.load(reply)["choices"][0]["text"]
+        except OSError as error:
+            raise ServerFailed(f"{self.name}: {error}\n{self._log_tail()}") from error
+        return text
 
     def stop(self) -> None:
         """End the whole process group."""
@@ -101,7 +124,7 @@ class Server:
 
     def _is_healthy(self) -> bool:
         try:
-            with urlopen(f"{self.url}/health", timeout=5) as reply:
+            with urlopen(self.url + self._peer.health, timeout=5) as reply:
                 return bool(reply.status == 200)
         except OSError:  # HTTP errors are among them
             return False
@@ -126,6 +149,21 @@ def headrace(model: Path | None, *flags: str) -> Peer:
     """The Headrace of this interpreter; without a model it serves the embedded one."""
     command = [sys.executable, "-m", "stages.cli", "serve", *([str(model)] if model else [])]
     return Peer("headrace", [*command, "--served-model-name", MODEL_NAME, *flags])
+
+
+def vllm(venv: Path, model: Path, *flags: str) -> Peer:
+    """The vLLM of `venv`, by its module: its command wants metadata that the CPU wheel lacks."""
+    command = [str(venv / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--served-model-name", MODEL_NAME, *flags]
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Else it looks for "cpu" in a package version, which depends on how it was installed.
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+    }
+    return Peer("vllm", command, environment)
 
 
 def tree_cpu_seconds(root: int) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypedDict
 
-from server import CPU_FIGURE, MODEL_NAME, Figures, Peer, ServerFailed, headrace, serving
+from server import CPU_FIGURE, Figures, Peer, ServerFailed, headrace, serving, vllm
 
 MIN_REQUESTS = 12
 GREEDY = {"temperature": 0.0, "top_p": 1.0}
@@ -71,21 +70,6 @@ class Row(TypedDict):
     throughput_ratio: float
     cpu_ratio: float
     rounds: dict[str, list[Figures]]
-
-
-def vllm(venv: Path, model: Path, *flags: str) -> Peer:
-    """The vLLM of `venv`, by its module: its command wants metadata that the CPU wheel lacks."""
-    command = [str(venv / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(model), "--served-model-name", MODEL_NAME, *flags]
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # Else it looks for "cpu" in a package version, which depends on how it was installed.
-        "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "4",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
-    }
-    return Peer("vllm", command, environment)
 
 
 def one_round(peer: Peer, cases: Sequence[Case], work: Workload, seed: int) -> list[Figures]:
