@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from select import select
 from typing import Any
 
 import msgspec
@@ -55,7 +56,7 @@ from stages.messages import (
 from stages.model_folder import model_path, read_model_facts
 from stages.recorder import RecordedStage
 from stages.ring_ends import RECORDS
-from stages.stage import Stage, TimedStage
+from stages.stage import CompletingStage, Stage, TimedStage
 from stages.topology import (
     EPOCH_STAGES,
     EXECUTOR,
@@ -75,6 +76,7 @@ INBOXES: dict[str, Any] = {
     SCHEDULER: SchedulerInbound,
 }
 MAX_TURNS = 200_000
+DEVICE_TIMEOUT_S = 60
 
 
 @dataclass
@@ -115,9 +117,13 @@ class Pipeline:
         seed: int = 0,
         model: Model | None = None,
         record_to: Path | None = None,
+        make_executor: Callable[[ServerConfig, Trace], Stage] | None = None,
     ) -> None:
-        """`record_to`: a folder that takes a recording of every stage."""
+        """`record_to`: a folder that takes a recording of every stage. `make_executor`: in the
+        place of what the configuration's device has.
+        """
         self.config = config
+        self._make_own_executor = make_executor
         self._record_to = record_to
         self.outcomes: dict[int, Outcome] = {}
         self._random = Random(seed)
@@ -156,7 +162,7 @@ class Pipeline:
         """Let stages run in random order until none has anything to do."""
         for turn in range(MAX_TURNS):
             ready = {stage for (stage, _), queue in self._queues.items() if queue}
-            if self._wakeup_ns() is not None:
+            if self._wakeup_ns() is not None or self._completes(wait=not ready):
                 ready.add(EXECUTOR)
             if not ready:
                 return
@@ -200,6 +206,10 @@ class Pipeline:
         assert isinstance(core, SchedulerStage)
         return core
 
+    def stats_of(self, stage: str) -> dict[str, float]:
+        """What a stage tells of itself."""
+        return self._bare[stage].stats()
+
     # ── machinery ────────────────────────────────────────────────────────────────────────────
 
     def _spawn(self, stage: str) -> None:
@@ -228,6 +238,8 @@ class Pipeline:
 
     def _make_executor(self) -> Stage:
         config = self.config
+        if self._make_own_executor is not None:
+            return self._make_own_executor(config, self._trace)
         if config.device == "emulated":
             return EmulatedExecutorStage(config, load_choices(config), self._trace)
         self._model = self._model or load_test_model(config)
@@ -257,6 +269,14 @@ class Pipeline:
     def _wakeup_ns(self) -> int | None:
         executor = self._bare[EXECUTOR]
         return executor.wakeup_ns() if isinstance(executor, TimedStage) else None
+
+    def _completes(self, wait: bool) -> bool:
+        """Whether the device has finished something; with `wait`: once it has, if it will."""
+        executor = self._bare[EXECUTOR]
+        if not isinstance(executor, CompletingStage) or not executor.queue_len():
+            return False
+        timeout_s = DEVICE_TIMEOUT_S if wait else 0
+        return bool(select([executor.completion_fd()], [], [], timeout_s)[0])
 
     def _turn(self, stage: str) -> None:
         wakeup_ns = self._wakeup_ns() if stage == EXECUTOR else None
@@ -327,4 +347,4 @@ def load_test_model(config: ServerConfig) -> Model:
     """Load the configuration's model as a server would; pipelines may share it."""
     torch.set_num_threads(1)
     folder = model_path(config)
-    return load_cpu_model(folder, load_model_config(folder), config.dtype)
+    return load_cpu_model(folder, load_model_config(folder), config.dtype, config.quantization)

@@ -3,6 +3,7 @@
  * Values are checked where a naive loop is short; the Python tests check the rest. Exits with 1 and
  * a line on stderr if a value is wrong.
  */
+#define _GNU_SOURCE
 #include <stdio.h>
 
 #include "headrace.c"
@@ -42,10 +43,10 @@ static void expect_close(const char *what, double actual, double expected)
 
 static Linear make_linear(int64_t out_size, int64_t in_size, enum dtype type, void **plain)
 {
-    int64_t size = packed_elements(out_size, in_size);
+    int64_t size = packed_elements(out_size, in_size, type);
     void *rows = draw_array(out_size * in_size, type), *panels = calloc(size, dtype_size(type));
     headrace_pack_weight(rows, out_size, in_size, type, panels);
-    float *bias = calloc(size / in_size, sizeof(float));
+    float *bias = calloc(num_panels(out_size) * PANEL, sizeof(float));
     for (int64_t i = 0; i < out_size; i++)
         bias[i] = draw();
     if (plain != NULL)
@@ -61,6 +62,13 @@ static void free_linear(Linear weight)
     free((void *)weight.bias);
 }
 
+/* An activation as a product with a weight of this type takes it. */
+static double activation(float x, enum dtype type)
+{
+    uint16_t rounded = float_to_bfloat(x);
+    return depth_group(type) == 2 ? widen_one(&rounded, 0, BFLOAT16) : x;
+}
+
 static void drive_linear(Pool *pool, int64_t rows, int64_t out_size, int64_t in_size,
                          enum dtype type)
 {
@@ -73,7 +81,8 @@ static void drive_linear(Pool *pool, int64_t rows, int64_t out_size, int64_t in_
         for (int64_t n = 0; n < out_size; n++) {
             double sum = weight.bias[n];
             for (int64_t k = 0; k < in_size; k++)
-                sum += (double)x[m * in_size + k] * widen_one(plain, n * in_size + k, type);
+                sum += activation(x[m * in_size + k], type) *
+                       widen_one(plain, n * in_size + k, type);
             expect_close("linear", out[m * out_size + n], sum);
         }
     free_linear(weight);
@@ -81,6 +90,125 @@ static void drive_linear(Pool *pool, int64_t rows, int64_t out_size, int64_t in_
     free(x);
     free(out);
     free(space);
+}
+
+/* The argmax in the head is that of the head's logits. */
+static void drive_greedy(Pool *pool, int64_t rows, int64_t out_size, int64_t in_size,
+                         enum dtype type)
+{
+    Linear head = make_linear(out_size, in_size, type, NULL);
+    float *x = draw_floats(rows * in_size), *out = malloc(rows * out_size * sizeof(float));
+    float *space = malloc(greedy_workspace(&head, rows) * sizeof(float));
+    int64_t *tokens = malloc(rows * sizeof(int64_t));
+    headrace_linear(pool, &head, x, rows, out, space);
+    choose_tokens(pool, &head, 0, x, rows, tokens, space);
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t n = 0; n < out_size; n++)
+            if (out[m * out_size + n] > out[m * out_size + tokens[m]]) {
+                fprintf(stderr, "row %d: %d is no argmax\n", (int)m, (int)tokens[m]);
+                exit(1);
+            }
+    free_linear(head);
+    free(x);
+    free(out);
+    free(space);
+    free(tokens);
+}
+
+/* A quantized projection of random codes in blocks of exact size; `group_size` 0: one scale. */
+static Linear make_quantized(int64_t out_size, int64_t in_size, enum dtype type,
+                             int64_t group_size, int has_offsets)
+{
+    int64_t panels = num_panels(out_size), steps = type == INT4 ? (in_size + 1) / 2 : in_size;
+    if (type == INT8_DOT)
+        steps = num_steps(in_size) * DOT;
+    int64_t groups = group_size > 0 ? (in_size + group_size - 1) / group_size : 1;
+    uint8_t *codes = malloc(panels * steps * PANEL);
+    for (int64_t i = 0; i < panels * steps * PANEL; i++)
+        codes[i] = (uint8_t)((draw() + 0.5f) * 255);
+    Linear weight = {.panels = codes, .bias = draw_floats(panels * PANEL), .out_size = out_size,
+                     .in_size = in_size, .dtype = type, .group_size = group_size,
+                     .scales = draw_floats(panels * groups * PANEL)};
+    if (has_offsets) { /* a checkpoint with zero points, and with columns in another order */
+        int32_t *order = malloc(in_size * sizeof(int32_t));
+        for (int64_t k = 0; k < in_size; k++)
+            order[k] = in_size - 1 - k;
+        weight.offsets = draw_floats(panels * groups * PANEL);
+        weight.order = order;
+    }
+    return weight;
+}
+
+static void free_quantized(Linear weight)
+{
+    free_linear(weight);
+    free((void *)weight.scales);
+    free((void *)weight.offsets);
+    free((void *)weight.order);
+}
+
+/* Each row alone gives the bits that it gives among all; the values are the Python tests'. */
+static void drive_quantized(Pool *pool, int64_t rows, int64_t in_size, enum dtype type,
+                            int64_t group_size, int has_offsets)
+{
+    enum { OUT = 2 * PANEL + 3 };
+    Linear weight = make_quantized(OUT, in_size, type, group_size, has_offsets);
+    float *x = draw_floats(rows * in_size), *out = malloc(rows * OUT * sizeof(float));
+    float *space = malloc(linear_workspace(rows, in_size) * sizeof(float)), alone[OUT];
+    headrace_linear(pool, &weight, x, rows, out, space);
+    for (int64_t m = 0; m < rows; m++) {
+        headrace_linear(pool, &weight, x + m * in_size, 1, alone, space);
+        if (memcmp(alone, out + m * OUT, sizeof alone) != 0) {
+            fprintf(stderr, "quantized %d: row %d of %d\n", type, (int)m, (int)rows);
+            exit(1);
+        }
+    }
+    free_quantized(weight);
+    free(x);
+    free(out);
+    free(space);
+}
+
+/* Quantizing on the way: what the codes mean is within half a step of what was there. */
+static void drive_quantize(Pool *pool, int64_t out_size, int64_t in_size, enum dtype type)
+{
+    void *plain = draw_array(out_size * in_size, type);
+    int64_t panels = num_panels(out_size);
+    uint8_t *codes = calloc(panels * in_size, PANEL);
+    uint8_t *dots = calloc(panels * num_steps(in_size), PANEL * DOT);
+    float *scales = calloc(panels * PANEL, sizeof(float)), *row = malloc(in_size * sizeof(float));
+    headrace_quantize_weight(pool, plain, out_size, in_size, type, INT8_DOT, dots, scales);
+    headrace_quantize_weight(pool, plain, out_size, in_size, type, INT8, codes, scales);
+    Linear weight = {.panels = codes, .out_size = out_size, .in_size = in_size, .dtype = INT8,
+                     .scales = scales};
+    for (int64_t n = 0; n < out_size; n++) {
+        quantized_row(&weight, n, row);
+        for (int64_t k = 0; k < in_size; k++)
+            if (fabsf(row[k] - widen_one(plain, n * in_size + k, type)) > scales[n] * 0.501f) {
+                fprintf(stderr, "quantize: row %d\n", (int)n);
+                exit(1);
+            }
+    }
+    free(plain);
+    free(codes);
+    free(dots);
+    free(scales);
+    free(row);
+}
+
+static void drive_all_quantized(Pool *pool)
+{
+    for (int64_t rows = 1; rows <= 13; rows += rows < 9 ? 1 : 4) {
+        drive_quantized(pool, rows, 37, INT8, 0, 0);
+        drive_quantized(pool, rows, 37, INT8, 8, 1);
+        drive_quantized(pool, rows, 37, INT4, 8, 0);
+        drive_quantized(pool, rows, 38, INT4, 1000, 1);
+        drive_quantized(pool, rows, 37, INT8_DOT, 0, 0);
+    }
+    drive_quantized(pool, 4 * TILE_ROWS + 5, 261, INT4, 32, 1);
+    drive_quantized(pool, 4 * TILE_ROWS + 5, 261, INT8, 0, 0);
+    for (enum dtype type = FLOAT32; type <= FLOAT16; type++)
+        drive_quantize(pool, PANEL + 3, 35, type);
 }
 
 /* One sequence of `context` tokens in blocks in reverse order; its last `queries` attend. */
@@ -122,6 +250,14 @@ static void drive_attention(Pool *pool, int64_t context, int64_t queries, Attent
     free(space);
 }
 
+static double largest_of(const float *values, int64_t count)
+{
+    double largest = values[0];
+    for (int64_t i = 1; i < count; i++)
+        largest = values[i] > largest ? values[i] : largest;
+    return largest;
+}
+
 /* A whole step of a small model: a chunk and a decode row, every pointer of exact size. */
 static void drive_decoder(int64_t num_threads, enum dtype type)
 {
@@ -137,7 +273,7 @@ static void drive_decoder(int64_t num_threads, enum dtype type)
         .attention = {HEADS, 1, DIM, 20, 0.3f, 4.0f},
     };
     Rope rope = {angles, DIM / 2, 1, 0};
-    Decoder decoder = {&layer, &rope, make_linear(VOCAB, HIDDEN, type, NULL), norm, NULL, 1, 1,
+    Decoder decoder = {&layer, &rope, make_linear(VOCAB, HIDDEN, type, NULL), norm, NULL, type, 1, 1,
                        HIDDEN, INNER, GELU_TANH, 1e-6f, 2.0f, 9.0f, 0};
     LayerCache pages = {draw_array(5 * 16 * DIM, type), draw_array(5 * 16 * DIM, type)};
     Cache cache = {&pages, 5, 16, type};
@@ -154,6 +290,14 @@ static void drive_decoder(int64_t num_threads, enum dtype type)
     for (int round = 0; round < 3; round++)
         if (headrace_decoder_step(engine, &decoder, &cache, &batch) != STATUS_OK)
             exit(1);
+    int64_t *chosen = malloc(3 * sizeof(int64_t));
+    batch.logits = NULL;
+    batch.chosen = chosen;
+    if (headrace_decoder_step(engine, &decoder, &cache, &batch) != STATUS_OK)
+        exit(1);
+    for (int64_t i = 0; i < 3; i++)
+        expect_close("chosen", logits[i * VOCAB + chosen[i]], largest_of(logits + i * VOCAB, VOCAB));
+    free(chosen);
     ids[0] = VOCAB;
     if (headrace_decoder_step(engine, &decoder, &cache, &batch) != STATUS_BAD_INDEX)
         exit(1);
@@ -171,32 +315,6 @@ static void drive_decoder(int64_t num_threads, enum dtype type)
     free(logits);
 }
 
-static void count(const void *arg, int64_t first, int64_t last)
-{
-    int *visits = *(int *const *)arg;
-    for (int64_t i = first; i < last; i++)
-        visits[i]++;
-}
-
-/* Many jobs of many sizes one right behind the other: each index is visited once a job. */
-static void drive_pool(int num_threads)
-{
-    enum { MOST = 400, JOBS = 3000 };
-    int visits[MOST] = {0}, *pointer = visits;
-    int64_t expected[MOST] = {0};
-    Pool *pool = pool_create(num_threads);
-    for (int job = 0; job < JOBS; job++) {
-        int64_t size = job * 7 % MOST;
-        pool_run(pool, size, job % 3 ? 5000 : 100000, count, &pointer);
-        for (int64_t i = 0; i < size; i++)
-            if (visits[i] != ++expected[i]) {
-                fprintf(stderr, "job %d visited %d %d times\n", job, (int)i, visits[i]);
-                exit(1);
-            }
-    }
-    pool_destroy(pool);
-}
-
 int main(void)
 {
     for (int threads = 1; threads <= 4; threads += 3) {
@@ -205,14 +323,16 @@ int main(void)
             for (int64_t rows = 1; rows <= 13; rows++)
                 drive_linear(pool, rows, 2 * PANEL + 3, 19, type);
             drive_linear(pool, 4 * TILE_ROWS + 5, PANEL + 1, 261, type);
+            drive_greedy(pool, 1, PANEL - 3, 7, type);
+            drive_greedy(pool, 22 * TILE_ROWS + 1, 70 * PANEL + 5, 9, type);
             drive_attention(pool, 601, 1, (Attention){6, 2, 20, 0, 0.2f, 0}, 16, type);
             drive_attention(pool, 300, 1, (Attention){2, 2, 64, 33, 0.1f, 0}, 3, type);
             drive_attention(pool, 290, 75, (Attention){4, 1, 256, 0, 0.1f, 0}, 16, type);
             drive_attention(pool, 70, 70, (Attention){1, 1, 2, 9, 1.0f, 0}, 32, type);
             drive_decoder(threads, type);
         }
+        drive_all_quantized(pool);
         pool_destroy(pool);
-        drive_pool(threads);
     }
     return 0;
 }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL
+
 import pytest
 import torch
 from torch import Tensor
 
 from executor_svc.models.decoder import Decoder, DecoderWeights, LayerWeights
 from executor_svc.models.decoder_config import DecoderConfig, RopeConfig
-from executor_svc.models.decoder_loader import LinearPacker
 from executor_svc.models.fused_decoder import FusedDecoder
+from executor_svc.models.projections import LinearPacker
 from executor_svc.ops.interface import LinearWeight
+from executor_svc.ops.native.describe import DTYPE_CODES
 from executor_svc.ops.native.library import (
     BUILDS,
     Library,
@@ -44,6 +47,12 @@ def best_build() -> Library:
         return load_library()
     except LibraryUnavailable as unavailable:
         pytest.skip(str(unavailable))
+
+
+def has_bfloat_dot(functions: CDLL) -> bool:
+    """Whether this build multiplies bfloat16 weights by activations rounded to bfloat16."""
+    group: int = functions.headrace_depth_group(DTYPE_CODES[torch.bfloat16])
+    return group == 2
 
 
 def make_config(**changes: object) -> DecoderConfig:

@@ -34,6 +34,7 @@ EXECUTOR_FILES_WITH_TEXT = {
     "executor_svc/embedded/train.py",
     "executor_svc/make_model.py",
     "executor_svc/make_tokenizer.py",
+    "executor_svc/perplexity.py",
     "executor_svc/models/transformers_adapter.py",
     "executor_svc/models/adapter_attention.py",
 }

@@ -11,12 +11,21 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load import AnswerReader, Client, Load, measure, percentile, summarize
+from benchmarks.load import (
+    AnswerReader,
+    Client,
+    Load,
+    make_requests,
+    measure,
+    percentile,
+    summarize,
+)
 from benchmarks.server import tree_cpu_seconds
 
 HEAD = (
@@ -117,6 +126,36 @@ async def test_an_answer_that_is_cut_off_fails(end: int) -> None:
         client = await run(port, Load(1, 2))
     assert client.num_failed == 2
     assert client.answers == []
+
+
+async def test_a_server_that_hangs_up_behind_every_answer_is_asked_anew() -> None:
+    async with serving(answer(3, 3), cuts_off=True) as port:
+        client = await run(port, Load(2, 8))
+    assert client.num_failed == 0
+    assert len(client.answers) == 8
+
+
+async def test_without_usage_an_end_by_length_means_all_tokens() -> None:
+    end = json.dumps({"choices": [{"text": "", "finish_reason": "length"}]})
+    stop = end.replace("length", "stop")
+    whole, stopped = (
+        HEAD + chunk(piece("a"), piece("b"), each, "[DONE]") + LAST_CHUNK for each in (end, stop)
+    )
+    async with serving(whole, stopped) as port:
+        client = await run(port, Load(1, 2, max_tokens=5))
+    assert [one.num_tokens for one in client.answers] == [5]
+    assert client.num_failed == 1
+
+
+def test_prompts_of_a_file_and_extra_fields_go_into_the_requests(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps(["some text", [1, 2, 3]]))
+    load = Load(prompts=str(file), extra='{"temperature": 1, "top_k": 1}')
+    bodies = [
+        json.loads(request.partition(b"\r\n\r\n")[2]) for request in make_requests("h", "m", load)
+    ]
+    assert [body["prompt"] for body in bodies] == ["some text", [1, 2, 3]]
+    assert all(body["temperature"] == 1 and body["top_k"] == 1 for body in bodies)
 
 
 @given(st.data())

@@ -108,7 +108,6 @@ def test_longrope_is_served_within_its_original_length(tmp_path: Path) -> None:
         ({"architectures": []}, "'architectures' is missing"),
         ({"torch_dtype": "int8"}, "'dtype' is 'int8', supported are float32"),
         ({"eos_token_id": "x"}, "'eos_token_id' must be a token id"),
-        ({"quantization_config": {"bits": 4}}, "quantized checkpoint, which is not supported"),
         ({"num_key_value_heads": 3}, "'num_key_value_heads' must divide 8 heads"),
         ({"head_dim": 7}, "'head_dim' must be positive and even"),
         ({"hidden_act": "relu"}, "'hidden_act' is 'relu', supported are silu"),

@@ -24,12 +24,15 @@ from executor_svc.ops.native.library import (
     load_library,
     processor_flags,
 )
+from sampler_svc.native.library import load_library as load_sampling_library
 from tests.unit.native_models import best_build
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "executor_svc" / "ops" / "native"
-DRIVER = Path(__file__).with_name("native_driver.c")
-ARCHITECTURE = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
+SAMPLING_SOURCES = ROOT / "sampler_svc" / "native"
+# Each includes all sources of its library.
+DRIVERS = ("native_driver.c", "sampling_driver.c")
+ARCHITECTURE = {"avx512bf16": "cooperlake", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 
 
 def _compiler() -> str:
@@ -62,11 +65,15 @@ def test_a_build_holds_every_variant_for_this_machine(tmp_path: Path) -> None:
     _compiler()
     result = _build(tmp_path, CFLAGS="-O0")
     assert result.returncode == 0, result.stderr
-    built = {path.name for path in tmp_path.rglob("libheadrace_*.so")}
+    built = {path.name for path in tmp_path.rglob("*.so")}
     is_x86 = processor_flags() != frozenset()
-    assert built == {build.file_name for build in BUILDS if is_x86 or not build.needs}
+    builds = [build for build in BUILDS if is_x86 or not build.needs]
+    names = ("headrace", "sampling")
+    assert built == {build.file_name(name) for build in builds for name in names}
     library = load_library(tmp_path / "lib" / SOURCES.relative_to(ROOT))
     assert f"libheadrace_{library.name}.so" in built
+    sampling = load_sampling_library(tmp_path / "lib" / SAMPLING_SOURCES.relative_to(ROOT))
+    assert sampling.name == library.name
 
 
 def test_without_a_compiler_the_build_succeeds_and_is_empty(tmp_path: Path) -> None:
@@ -75,14 +82,19 @@ def test_without_a_compiler_the_build_succeeds_and_is_empty(tmp_path: Path) -> N
     assert [*tmp_path.rglob("*.so")] == []
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_the_kernels_are_clean_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
+def test_the_kernels_are_clean_under_sanitizers(
+    sanitizer: str, driver: str, tmp_path: Path
+) -> None:
     """The driver runs every kernel on blocks of exact size, and the pool with several threads."""
     program = tmp_path / "driver"
     best = next(build for build in BUILDS if build.needs <= processor_flags())
     machine = [f"-march={ARCHITECTURE[best.name]}"] if best.needs else []
     flags = ["-std=gnu11", "-O1", "-fno-sanitize-recover=all", f"-fsanitize={sanitizer}", *machine]
-    compiled = _run(_compiler(), *flags, f"-I{SOURCES}", DRIVER, "-o", program, "-lm", "-lpthread")
+    source = Path(__file__).with_name(driver)
+    folders = (f"-I{SOURCES}", f"-I{SAMPLING_SOURCES}")
+    compiled = _run(_compiler(), *flags, *folders, source, "-o", program, "-lm", "-lpthread")
     if "cannot find" in compiled.stderr and "san" in compiled.stderr:
         pytest.skip(f"the compiler has no runtime for -fsanitize={sanitizer}")
     assert compiled.returncode == 0, compiled.stderr
@@ -99,6 +111,15 @@ def test_the_best_build_for_the_processor_is_loaded(tmp_path: Path) -> None:
         assert needs <= flags
     shutil.copy(SOURCES / "libheadrace_baseline.so", tmp_path)
     assert load_library(tmp_path).name == "baseline"
+
+
+def test_without_the_dot_instruction_the_next_best_build_is_loaded() -> None:
+    """The first build that a processor lacks a flag for is passed over, not tried."""
+    best_build()
+    if not processor_flags() >= BUILDS[1].needs:
+        pytest.skip("this processor has no AVX512")
+    for missing in BUILDS[0].needs - BUILDS[1].needs:
+        assert load_library(flags=processor_flags() - {missing}).name == BUILDS[1].name
 
 
 def test_an_installation_without_kernels_says_what_to_do(tmp_path: Path) -> None:

@@ -127,11 +127,12 @@ def test_logits_do_not_depend_on_company_chunks_or_threads(
     _assert_equal_bits(alone, together)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("build", BUILD_NAMES)
-def test_every_build_is_invariant(build: str) -> None:
+def test_every_build_is_invariant(build: str, dtype: torch.dtype) -> None:
     library, lengths = load_build(build), [300, 40, 257, 1]
-    alone = _run(make_fused(QWEN_LIKE, library), lengths, QWEN_LIKE.vocab_size, None)
-    model = make_fused(QWEN_LIKE, library, 2)
+    alone = _run(make_fused(QWEN_LIKE, library, 1, dtype), lengths, QWEN_LIKE.vocab_size, None)
+    model = make_fused(QWEN_LIKE, library, 2, dtype)
     together = _run(model, lengths, QWEN_LIKE.vocab_size, random.Random(1))
     _assert_equal_bits(alone, together)
 

@@ -22,6 +22,7 @@ from tests.unit.native_models import (
     GEMMA_LIKE,
     QWEN_LIKE,
     best_build,
+    has_bfloat_dot,
     load_build,
     make_config,
     make_fused,
@@ -63,11 +64,14 @@ def ops(request: pytest.FixtureRequest) -> NativeOps:
 def test_linear_agrees(
     ops: NativeOps, tokens: int, sizes: tuple[int, int], has_bias: bool, dtype: torch.dtype
 ) -> None:
-    """Any number of rows, and sizes that fill no panel, tile or strip; activations stay float32."""
+    """Any number of rows, and sizes that fill no panel, tile or strip; activations stay float32,
+    but for weights that the processor's dot product takes, which has both sides in bfloat16."""
     torch.manual_seed(0)
     weight, x = torch.randn(sizes).to(dtype), torch.randn(tokens, sizes[1])
     bias = torch.randn(sizes[0]) if has_bias else None
     actual = ops.linear(x, ops.prepare_linear(weight, bias))
+    if dtype == torch.bfloat16 and has_bfloat_dot(ops.functions):
+        x = x.to(dtype)
     exact = torch.nn.functional.linear(
         x.double(), weight.double(), None if bias is None else bias.double()
     )

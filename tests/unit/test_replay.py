@@ -15,7 +15,9 @@ from stages.messages import (
     ExecutorFacts,
     FinishRequest,
     Message,
+    OutputLogprobs,
     StepLogprobs,
+    TokenLogprob,
 )
 from stages.recorder import RecordedStage, schema
 from stages.replay import ReplayError, replay
@@ -29,9 +31,12 @@ CONFIG = ServerConfig(
 class Echo:
     """Answers an abort with a finish in the current epoch, and with log-probabilities."""
 
-    def __init__(self, offset: int = 0, logprob: float = -1.0) -> None:
+    def __init__(
+        self, offset: int = 0, logprob: float = -1.0, output_logprob: float = -1.0
+    ) -> None:
         self._offset = offset
         self._logprob = logprob
+        self._output_logprob = output_logprob
         self._epoch = 0
 
     def begin_epoch(self, message: BeginEpoch) -> None:
@@ -44,6 +49,8 @@ class Echo:
             assert isinstance(message, AbortRequest)
             out.append(FinishRequest(message.request_id + self._offset, self._epoch))
             out.append(StepLogprobs(1, one, score, one, one, one, score))
+            token = TokenLogprob("a", b"a", 1, self._output_logprob, 1, [])
+            out.append(OutputLogprobs(message.request_id, self._epoch, [token]))
         return out
 
     def progress(self) -> int:
@@ -62,14 +69,14 @@ def record(path: Path) -> None:
         stage.handle([AbortRequest(5, 4), AbortRequest(6, 4)], now_ns=1)
 
 
-def make(offset: int = 0, logprob: float = -1.0) -> Stage:
-    return Echo(offset, logprob)
+def make(offset: int = 0, logprob: float = -1.0, output_logprob: float = -1.0) -> Stage:
+    return Echo(offset, logprob, output_logprob)
 
 
 def test_the_same_stage_says_the_same(tmp_path: Path) -> None:
     record(tmp_path / "r")
     result = replay("scheduler", tmp_path / "r", lambda config, incarnation: make())
-    assert (result.num_frames, result.num_inbound, result.num_outbound) == (2, 3, 4)
+    assert (result.num_frames, result.num_inbound, result.num_outbound) == (2, 3, 6)
 
 
 def test_two_incarnations_in_one_file(tmp_path: Path) -> None:
@@ -89,6 +96,10 @@ def test_logprobs_may_differ_by_rounding_only(tmp_path: Path) -> None:
     assert replay("scheduler", tmp_path / "r", lambda *_: make(logprob=-1.0001)).num_frames == 2
     with pytest.raises(ReplayError, match="message 1 differs"):
         replay("scheduler", tmp_path / "r", lambda *_: make(logprob=-1.1))
+    close = replay("scheduler", tmp_path / "r", lambda *_: make(output_logprob=-1.0001))
+    assert close.num_frames == 2
+    with pytest.raises(ReplayError, match="message 2 differs"):
+        replay("scheduler", tmp_path / "r", lambda *_: make(output_logprob=-1.1))
 
 
 def test_a_recording_cut_off_by_a_kill_is_read_to_its_last_frame(tmp_path: Path) -> None:

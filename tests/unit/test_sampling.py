@@ -10,18 +10,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from sampler_svc import draw
+from sampler_svc import draw, sampling_head
 from sampler_svc.host_sampler import HostSampler
+from sampler_svc.native.library import load_library
 from sampler_svc.sampling import RowSampler, prompt_logprobs
 from sampler_svc.sampling_rows import SamplingRows
 from stages.columns import f32, f32_bytes, i32, i32_bytes
 from stages.messages import SamplingParams, StepLogits
+from stages.native_library import LibraryUnavailable
 from tests.sampling_reference import new_row
 
 VOCAB = 1003  # no multiple of any vector width
 GREEDY = SamplingParams(temperature=0.0)
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def _head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on the compiled sampling head and on torch, as without a compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr(sampling_head, "load_library", _no_library)
+        return
+    try:
+        load_library()
+    except LibraryUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+
+
+def _no_library() -> None:
+    raise LibraryUnavailable("no library here")
 
 
 def make_logits(num_rows: int, seed: int = 0, vocab: int = VOCAB, scale: float = 3.0) -> Tensor:
@@ -182,6 +200,49 @@ def test_a_seed_of_any_size_or_sign_is_taken() -> None:
     assert tokens[0] == tokens[1] and tokens[2] == tokens[3]
 
 
+# ── tokens that the model chose itself ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.0, logprobs=0),
+        SamplingParams(temperature=0.0, presence_penalty=0.1),
+        SamplingParams(
+            temperature=0.0, logit_bias_ids=i32_bytes([1]), logit_bias_values=f32_bytes([1.0])
+        ),
+    ],
+)
+def test_whoever_is_not_plainly_greedy_needs_logits(params: SamplingParams) -> None:
+    sampler = make_sampler(GREEDY, params)
+    assert not sampler.needs_logits(np.array([0], dtype=np.int32))
+    assert sampler.needs_logits(np.array([0, 1], dtype=np.int32))
+
+
+def test_logits_are_needed_until_min_tokens_are_out() -> None:
+    params = SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=i32_bytes([5]))
+    sampler, rows = make_sampler(params), np.array([0], dtype=np.int32)
+    needed = []
+    for step in range(4):
+        needed.append(sampler.needs_logits(rows))
+        if needed[-1]:
+            sampler.sample(make_logits(1, seed=step), rows)
+        else:
+            assert sampler.take_greedy(torch.tensor([step]), rows).token_ids.tolist() == [step]
+    assert needed == [True, True, False, False]
+
+
+def test_tokens_that_were_taken_count_as_outputs() -> None:
+    """A row that is greedy beside it changes nothing; the noise depends on the position alone."""
+    rows = np.array([0], dtype=np.int32)
+    straight, mixed = make_sampler(GREEDY), make_sampler(GREEDY)
+    for step in range(3):
+        expected = straight.sample(make_logits(1, seed=step), rows).token_ids
+        assert mixed.take_greedy(expected, rows).logprobs is None
+    assert straight._rows.num_output[0] == mixed._rows.num_output[0] == 3
+
+
 # ── truncation ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -228,13 +289,17 @@ def test_among_equals_the_smallest_set_is_kept() -> None:
     assert tokens_drawn([0.25] * 4, SamplingParams(top_k=3)) == {0, 1, 2}
 
 
-def test_a_wide_nucleus_is_drawn_as_by_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = make_logits(32, vocab=5000, scale=0.5)
-    logits[::2] *= 20.0  # half of the rows have a nucleus that a short list covers
-    params = [SamplingParams(seed=i, top_p=0.8) for i in range(32)]
-    tokens = sample(make_sampler(*params, vocab=5000), logits)
-    monkeypatch.setattr(draw, "_FIRST_CANDIDATES", 5000)
-    assert sample(make_sampler(*params, vocab=5000), logits) == tokens
+def test_a_nucleus_is_drawn_on_the_host_as_by_a_full_sort() -> None:
+    """Wide and narrow nuclei, many equals, and the same token with and without a sort."""
+    logits = make_logits(48, vocab=5000, scale=0.5)
+    logits[::3] *= 20.0
+    logits[1::3] = logits[1::3].round()
+    weights = draw.token_weights(logits, torch.ones(48, 1), None)
+    uniforms = torch.from_numpy(np.random.default_rng(1).random(48))
+    top_p = torch.tensor([0.8, 0.5, 1e-9, 0.999999] * 12, dtype=torch.float64)[:, None]
+    all_of_them = torch.full((48, 1), 5000)
+    expected = draw.draw_from_top_k(weights, uniforms, all_of_them, top_p, 5000)
+    assert draw.draw_from_top_p(weights, uniforms, top_p).tolist() == expected.tolist()
 
 
 # ── logit bias and min_tokens ────────────────────────────────────────────────────────────────

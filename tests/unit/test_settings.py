@@ -97,6 +97,7 @@ def test_a_model_made_to_be_greedy_is_greedy(tmp_path: Path) -> None:
         (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "0 to 1"]),
         (["--record", "nobody=x"], ["--record", "scheduler"]),
         (["--port", "70000"], ["--port", "65535"]),
+        (["--quantization", "int8", "--device", "cuda"], ["--quantization", "--device cpu"]),
         (["--config", "/nowhere.toml"], ["--config", "/nowhere.toml"]),
     ],
 )

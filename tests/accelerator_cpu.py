@@ -1,0 +1,112 @@
+"""The CPU in the place of an accelerator: its copies and graphs are plain calls.
+
+Everything but asynchrony is as on a device, so the executor's logic is tested without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from executor_svc.accelerator.device import Captured
+from executor_svc.accelerator.stage import AcceleratorStage
+from executor_svc.accelerator.steps import StepLauncher
+from executor_svc.batch import ForwardBatch
+from executor_svc.kv_cache import (
+    HostMemory,
+    KvCache,
+    KvSpec,
+    allocate_kv_cache,
+    measure_host_memory,
+)
+from executor_svc.models.model import Model
+from executor_svc.ops.cpu import CpuOps
+from executor_svc.ops.cpu_attention import CpuAttentionPlan
+from executor_svc.ops.fallback import Fallbacks
+from stages.config import ServerConfig
+from stages.trace import Trace
+
+
+@dataclass
+class RepeatedCall:
+    """A capture that computes anew: what it reads and writes must be the same memory."""
+
+    run: Callable[[], Tensor]
+    output: Tensor
+    num_replays: int = 0
+
+    def replay(self, seq_lens: Sequence[int]) -> None:
+        self.num_replays += 1
+        self.output.copy_(self.run())
+
+
+class TensorLengthOps(CpuOps):
+    """Reads lengths from the batch's tensors, as a kernel in a graph has to."""
+
+    def plan_attention(self, batch: ForwardBatch, kv_cache: KvCache) -> CpuAttentionPlan:
+        lens = batch.seq_lens.tolist()
+        width = -(-max(lens) // kv_cache.block_size)
+        known = replace(
+            batch,
+            seq_lens_host=tuple(lens),
+            max_seq_len=max(lens),
+            block_tables=batch.block_tables[:, :width],
+        )
+        return super().plan_attention(known, kv_cache)
+
+
+class CpuDevice:
+    """Implements `Device`."""
+
+    module: Any = torch.cpu
+    torch_device = torch.device("cpu")
+    is_pinning = False
+    num_captures = 2
+
+    def __init__(self) -> None:
+        self.fallbacks = Fallbacks()
+        self.ops = TensorLengthOps()
+        self.event: Callable[[], Any] = torch.cpu.Event
+        self.captures: list[RepeatedCall] = []
+
+    def cache_spec(self, spec: KvSpec) -> KvSpec:
+        return spec
+
+    def allocate_kv_cache(self, spec: KvSpec, num_blocks: int, block_size: int) -> KvCache:
+        cache = allocate_kv_cache(spec, num_blocks, block_size)
+        for layer in cache.layers:  # whoever reads what was not written gets NaN
+            layer.key.fill_(float("nan"))
+            layer.value.fill_(float("nan"))
+        return cache
+
+    def memory(self) -> HostMemory:
+        return measure_host_memory()
+
+    def capture(self, run: Callable[[], Tensor], stream: Any) -> Captured:
+        self.captures.append(RepeatedCall(run, run().clone()))
+        return self.captures[-1]
+
+    def enter_thread(self) -> None:
+        """There is one CPU."""
+
+
+def make_stage(
+    model: Model, no_graphs_because: str | None, config: ServerConfig, trace: Trace
+) -> AcceleratorStage:
+    """The executor of an accelerator around a model on the CPU."""
+    device = CpuDevice()
+    cache = device.allocate_kv_cache(model.kv_spec, config.num_blocks, config.block_size)
+    launcher = StepLauncher(config, device, model, cache, no_graphs_because)
+    return AcceleratorStage(device, launcher, trace)
+
+
+def stage_maker(
+    model: Model, no_graphs_because: str | None = None
+) -> Callable[[ServerConfig, Trace], AcceleratorStage]:
+    """For `Pipeline(make_executor=...)`."""
+    return partial(make_stage, model, no_graphs_because)
