@@ -60,6 +60,9 @@ class TableChanges(NamedTuple):
     block_ids: Int32Array
 
 
+NO_CHANGES = TableChanges(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32))
+
+
 class RowTable:
     """Invariant: row r's first `num_blocks[r]` block table entries are its blocks, the rest 0."""
 
@@ -75,6 +78,7 @@ class RowTable:
         self._num_prompt_logprobs = np.full(max_num_rows, NO_PROMPT_LOGPROBS, dtype=np.int32)
         self._last_token_ids = np.zeros(max_num_rows, dtype=np.int32)
         self._awaited_step = np.zeros(max_num_rows, dtype=np.int64)
+        self._counting = np.arange(max_num_rows + 1, dtype=np.int32)
 
     def apply(self, step: ExecuteStep) -> StepInputs:
         """Advance to `step` and lay out its batch."""
@@ -83,7 +87,10 @@ class RowTable:
 
     def advance(self, step: ExecuteStep) -> tuple[StepRows, TableChanges]:
         """Advance to `step`; also gives what it sets in the tables, for a copy of them."""
-        self._release(i32(step.released_rows))
+        if step.released_rows:
+            self._release(i32(step.released_rows))
+        if not (step.new_rows or step.block_rows):
+            return self._rows.apply(step), NO_CHANGES
         places = [self._admit(new) for new in step.new_rows]
         places.append(self._append_blocks(i32(step.block_rows), i32(step.block_ids)))
         all_places = np.concatenate(places)
@@ -146,6 +153,8 @@ class RowTable:
 
     def inputs(self, rows: StepRows) -> StepInputs:
         """Lay out the batch of a step that `advance` has given, before the next is applied."""
+        if rows.num_decoding == len(rows.rows):
+            return self._decode_inputs(rows)
         lens = rows.num_scheduled
         starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
         token_rows = np.repeat(rows.rows, lens)
@@ -161,6 +170,13 @@ class RowTable:
             prompt_spans=spans,
         )
 
+    def _decode_inputs(self, rows: StepRows) -> StepInputs:
+        """One token of each row, the one behind all that it has computed."""
+        num_rows = len(rows.rows)
+        starts = self._counting[: num_rows + 1]
+        batch = self._batch(rows, starts, rows.rows, rows.num_computed, starts[:-1])
+        return StepInputs(batch, rows.rows, [])
+
     def _batch(
         self,
         rows: StepRows,
@@ -174,7 +190,8 @@ class RowTable:
         token_ids = self._token_ids[token_rows, positions]
         token_ids[: rows.num_decoding] = self._last_token_ids[rows.rows[: rows.num_decoding]]
         seq_lens = rows.num_computed + rows.num_scheduled
-        width = -(-int(seq_lens.max()) // size)
+        max_seq_len = int(seq_lens.max())
+        width = -(-max_seq_len // size)
         num_leading = _num_single_token_rows(rows)
         return ForwardBatch(
             token_ids=_int64(token_ids),
@@ -187,7 +204,7 @@ class RowTable:
             query_lens_host=tuple(rows.num_scheduled.tolist()),
             seq_lens_host=tuple(seq_lens.tolist()),
             max_query_len=int(rows.num_scheduled.max()),
-            max_seq_len=int(seq_lens.max()),
+            max_seq_len=max_seq_len,
             num_decode_rows=num_leading,
         )
 

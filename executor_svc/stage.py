@@ -61,7 +61,7 @@ class ExecutorStage:
                 self._waiting.append(message)
             elif isinstance(message, StepTokens) and not self._samples_here:
                 self._rows.receive_tokens(message)
-            while self._waiting and self._rows.has_inputs(self._waiting[0]):
+            while self._waiting and self._can_run(self._waiting[0]):
                 said += self._execute(self._waiting.popleft())
         return said
 
@@ -79,6 +79,9 @@ class ExecutorStage:
             "executor_steps_total": self._num_steps,
             "executor_tokens_total": self._num_tokens,
         }
+
+    def _can_run(self, step: ExecuteStep) -> bool:
+        return self._samples_here or self._rows.has_inputs(step)
 
     def _make_rows(self) -> tuple[RowTable, RowSampler]:
         config = self._config

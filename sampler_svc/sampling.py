@@ -24,12 +24,13 @@ from sampler_svc.sampling_rows import (
     SamplingRows,
     uses_penalties,
 )
-from sampler_svc.torch_head import TorchHead
+from sampler_svc.torch_head import DrawFromLikeliest, TorchHead
 from sampler_svc.uploads import Upload, upload_to
 from stages.columns import Int32Array, i32
 from stages.messages import NewRow
 
 __all__ = [
+    "DrawFromLikeliest",
     "LogprobColumns",
     "RowSampler",
     "SampledLogprobs",

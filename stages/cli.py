@@ -92,7 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_bench_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     steps = commands.add_parser("steps", help="what a step costs, overlapped and sequential")
     steps.add_argument("model", nargs="?", help="Hugging Face folder (default: embedded model)")
-    steps.add_argument("--device", choices=("cpu", "emulated"), default="cpu")
+    steps.add_argument("--device", choices=("cpu", "emulated", "npu", "cuda"), default="cpu")
+    steps.add_argument("--enforce-eager", action="store_true", help="record no decode steps")
     steps.add_argument("--step-ms", type=float, default=10.0, help="of the emulated device")
     steps.add_argument("--token-us", type=float, default=2.0, help="of the emulated device")
     steps.add_argument("--batch", default="1,8,64,256", help="batch sizes (default: %(default)s)")
@@ -218,6 +219,7 @@ def _bench_steps(namespace: argparse.Namespace) -> int:
         Options(
             model=namespace.model,
             device=namespace.device,
+            enforce_eager=namespace.enforce_eager,
             step_ms=namespace.step_ms,
             token_us=namespace.token_us,
             batches=parse_batches(namespace.batch),

@@ -47,13 +47,16 @@ class PersistentBatch:
         self.num_known = np.zeros(max_num_rows, dtype=np.int32)
         self.num_computed = np.zeros(max_num_rows, dtype=np.int32)
         self.is_decoding = np.zeros(max_num_rows, dtype=np.bool_)
+        self._ones = np.ones(max_num_rows, dtype=np.int32)
 
     def apply(self, step: ExecuteStep) -> StepRows:
         """Advance to `step` and return its rows."""
         self._take_and_free_rows(step)
-        decoding = np.flatnonzero(self.is_decoding).astype(np.int32)
-        rows = np.concatenate([decoding, i32(step.prefill_rows)])
-        lens = np.concatenate([np.ones(len(decoding), dtype=np.int32), i32(step.prefill_lens)])
+        rows = decoding = np.flatnonzero(self.is_decoding).astype(np.int32)
+        lens = self._ones[: len(decoding)]
+        if step.prefill_rows:
+            rows = np.concatenate([decoding, i32(step.prefill_rows)])
+            lens = np.concatenate([lens, i32(step.prefill_lens)])
         num_computed = self.num_computed[rows]
         self.num_computed[rows] += lens
         sampled = self.num_computed[rows] == self.num_known[rows]
@@ -69,13 +72,16 @@ class PersistentBatch:
         return is_decoding
 
     def _take_and_free_rows(self, step: ExecuteStep) -> None:
-        released = i32(step.released_rows)
-        self.is_decoding[released] = False
-        self.request_ids[released] = 0
+        if step.released_rows:
+            released = i32(step.released_rows)
+            self.is_decoding[released] = False
+            self.request_ids[released] = 0
         for new in step.new_rows:
             self.request_ids[new.row] = new.request_id
             self.num_known[new.row] = len(new.token_ids) // 4
             self.num_computed[new.row] = new.num_computed_tokens
             self.is_decoding[new.row] = False
-        self.is_decoding[i32(step.stopped_rows)] = False
-        self.is_decoding[i32(step.started_rows)] = True
+        if step.stopped_rows:
+            self.is_decoding[i32(step.stopped_rows)] = False
+        if step.started_rows:
+            self.is_decoding[i32(step.started_rows)] = True

@@ -37,11 +37,13 @@ class What(IntEnum):
     """What an event is about.
 
     TURN: a stage took messages, thought and answered; `size`: messages in and out. DEVICE: the
-    device computed a step; `size`: its tokens.
+    device computed a step; `size`: its tokens. LAUNCH: an executor enqueued a step on a device that
+    runs beside it; `size`: its tokens.
     """
 
     TURN = 1
     DEVICE = 2
+    LAUNCH = 3
 
 
 class Trace(Closable):

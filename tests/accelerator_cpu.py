@@ -5,6 +5,7 @@ Everything but asynchrony is as on a device, so the executor's logic is tested w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from executor_svc.models.model import Model
 from executor_svc.ops.cpu import CpuOps
 from executor_svc.ops.cpu_attention import CpuAttentionPlan
 from executor_svc.ops.fallback import Fallbacks
+from sampler_svc.sampling import DrawFromLikeliest
 from stages.config import ServerConfig
 from stages.trace import Trace
 
@@ -40,9 +42,24 @@ class RepeatedCall:
     output: Tensor
     num_replays: int = 0
 
-    def replay(self, seq_lens: Sequence[int]) -> None:
+    def set_lengths(self, seq_lens: Sequence[int]) -> None:
+        """The operators read them from the batch."""
+
+    def replay(self) -> None:
         self.num_replays += 1
         self.output.copy_(self.run())
+
+
+class HostTimer:
+    """A timing event: what was launched before has been computed."""
+
+    time_ns = 0
+
+    def record(self, stream: object = None) -> None:
+        self.time_ns = time.monotonic_ns()
+
+    def elapsed_time(self, end_event: HostTimer) -> float:
+        return (end_event.time_ns - self.time_ns) / 1e6
 
 
 class TensorLengthOps(CpuOps):
@@ -68,10 +85,12 @@ class CpuDevice:
     is_pinning = False
     num_captures = 2
 
-    def __init__(self) -> None:
+    def __init__(self, draw_from_likeliest: DrawFromLikeliest | None = None) -> None:
+        self.draw_from_likeliest = draw_from_likeliest
         self.fallbacks = Fallbacks()
         self.ops = TensorLengthOps()
         self.event: Callable[[], Any] = torch.cpu.Event
+        self.timing_event = HostTimer
         self.captures: list[RepeatedCall] = []
 
     def cache_spec(self, spec: KvSpec) -> KvSpec:
@@ -96,17 +115,23 @@ class CpuDevice:
 
 
 def make_stage(
-    model: Model, no_graphs_because: str | None, config: ServerConfig, trace: Trace
+    model: Model,
+    no_graphs_because: str | None,
+    draw_from_likeliest: DrawFromLikeliest | None,
+    config: ServerConfig,
+    trace: Trace,
 ) -> AcceleratorStage:
     """The executor of an accelerator around a model on the CPU."""
-    device = CpuDevice()
+    device = CpuDevice(draw_from_likeliest)
     cache = device.allocate_kv_cache(model.kv_spec, config.num_blocks, config.block_size)
     launcher = StepLauncher(config, device, model, cache, no_graphs_because)
     return AcceleratorStage(device, launcher, trace)
 
 
 def stage_maker(
-    model: Model, no_graphs_because: str | None = None
+    model: Model,
+    no_graphs_because: str | None = None,
+    draw_from_likeliest: DrawFromLikeliest | None = None,
 ) -> Callable[[ServerConfig, Trace], AcceleratorStage]:
     """For `Pipeline(make_executor=...)`."""
-    return partial(make_stage, model, no_graphs_because)
+    return partial(make_stage, model, no_graphs_because, draw_from_likeliest)

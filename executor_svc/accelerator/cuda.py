@@ -54,8 +54,11 @@ class _CudaGraph:
         self.output = output
         self._graph = graph
 
-    def replay(self, seq_lens: Sequence[int]) -> None:
+    def set_lengths(self, seq_lens: Sequence[int]) -> None:
         """See `Captured`: the kernels read the lengths on the device."""
+
+    def replay(self) -> None:
+        """See `Captured`."""
         self._graph.replay()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from executor_svc.kv_cache import HostMemory, KvCache, KvSpec
 from executor_svc.ops.fallback import Fallbacks
 from executor_svc.ops.interface import Ops
+from sampler_svc.sampling import DrawFromLikeliest
 from stages.errors import HeadraceError
 
 
@@ -29,12 +30,16 @@ class Captured(Protocol):
         """What the recorded function gave; each replay writes it anew."""
         ...
 
-    def replay(self, seq_lens: Sequence[int]) -> None:
-        """Enqueue it on the current stream.
+    def set_lengths(self, seq_lens: Sequence[int]) -> None:
+        """For kernels that take lengths from the host; what follows on its stream waits for them.
 
         `seq_lens`: the context length of each row of the captured batch, this step's token
-        included, for kernels that take lengths from the host; others ignore it.
+        included.
         """
+        ...
+
+    def replay(self) -> None:
+        """Enqueue it on the current stream."""
         ...
 
 
@@ -44,6 +49,7 @@ class Device(Protocol):
     module: `torch.npu`, `torch.cuda` or `torch.cpu`: Stream, Event, stream(), synchronize().
     torch_device: with its index. ops: its operators. fallbacks: what those could not do.
     is_pinning: whether copies run beside the host, from and to pinned memory.
+    draw_from_likeliest: its own kernel for rows with top-k or top-p, if it has one.
     num_captures: how often each decode bucket is captured. Two, used in turn, where a replay needs
     host inputs: those of the next step may be set while the one before still runs.
     """
@@ -65,6 +71,9 @@ class Device(Protocol):
 
     @property
     def num_captures(self) -> int: ...
+
+    @property
+    def draw_from_likeliest(self) -> DrawFromLikeliest | None: ...
 
     def cache_spec(self, spec: KvSpec) -> KvSpec:
         """What the cache stores for a model of `spec`: heads may be padded."""
@@ -88,6 +97,10 @@ class Device(Protocol):
 
     def event(self) -> Any:
         """An event on which a thread can wait without spinning."""
+        ...
+
+    def timing_event(self) -> Any:
+        """An event that notes the device's time."""
         ...
 
     def enter_thread(self) -> None:

@@ -47,12 +47,12 @@ class DecodeGraphs:
         """The smallest recorded size that holds so many rows."""
         return next((bucket for bucket in self._buckets if bucket >= num_rows), None)
 
-    def replay(self, bucket: int, seq_lens: Sequence[int]) -> Tensor:
-        """Enqueue a step; its logits [len(seq_lens), vocab] hold until the next replay."""
+    def take(self, bucket: int, seq_lens: Sequence[int]) -> Captured:
+        """The recorded step whose turn it is, told its lengths."""
         captured = next(self._captures[bucket])
         padding = [PADDING_LEN] * (bucket - len(seq_lens))
-        captured.replay([*seq_lens, *padding])
-        return captured.output[: len(seq_lens)]
+        captured.set_lengths([*seq_lens, *padding])
+        return captured
 
 
 class GraphCounts:

@@ -28,6 +28,8 @@ from stages.trace import Trace
 
 # Of what is free when the weights are there, if nobody says otherwise.
 DEFAULT_UTILIZATION = 0.9
+# Tokens of the step that only makes kernels compile and load.
+SMALL_STEP = 32
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,7 @@ def load_stage(config: ServerConfig, trace: Trace) -> tuple[AcceleratorStage, Kv
     logger.info("Loading weights took %.2f seconds", seconds)
     taken = max(0, before - device.memory().available)
     logger.info("Model loading took %.4f GiB memory and %.6f seconds", taken / GIB, seconds)
-    if config.memory_policy == "static":
-        _take_workspace(config, device, model)
+    _run_once(config, device, model)
     kv_cache = _make_kv_cache(config, device, model)
     no_graphs_because = why_no_graphs(config, model)
     started = time.monotonic()
@@ -114,14 +115,19 @@ def why_no_graphs(
     return None
 
 
-def _take_workspace(config: ServerConfig, device: Device, model: Model) -> None:
-    """Run the largest step once, so that what it needs is taken before the cache is sized."""
+def _run_once(config: ServerConfig, device: Device, model: Model) -> None:
+    """Run a step of a decoding row and a prompt, so that no request waits for kernels to compile.
+
+    With static memory it is the largest one: what it needs is taken before the cache is sized.
+    """
     spec, block_size = device.cache_spec(model.kv_spec), config.block_size
     num_tokens = min(config.max_num_batched_tokens, config.max_model_len)
-    num_blocks = -(-num_tokens // block_size)
+    if config.memory_policy == "dynamic":
+        num_tokens = min(num_tokens, SMALL_STEP)
     # All of it lands in the null block: nothing reads it.
-    span = Span([0] * num_tokens, 0, [0] * num_blocks)
-    batch = ForwardBatch.from_spans([span], block_size).to(device.torch_device)
+    lengths = [1, num_tokens - 1] if num_tokens > 1 else [1]
+    spans = [Span([0] * length, 0, [0] * -(-length // block_size)) for length in lengths]
+    batch = ForwardBatch.from_spans(spans, block_size).to(device.torch_device)
     with torch.inference_mode():
         model.forward(batch, device.allocate_kv_cache(spec, MIN_BLOCKS, block_size))
     device.module.synchronize()

@@ -84,16 +84,21 @@ class _NpuGraph:
         self.output = output
         self._graph = graph
         self._stream = stream
+        self._seq_lens: list[int] = []
         self._update_stream = graph.graph_dispatch_mode.update_stream
         self._finished = module.Event()
         self._finished.record(stream)
 
-    def replay(self, seq_lens: Sequence[int]) -> None:
+    def set_lengths(self, seq_lens: Sequence[int]) -> None:
         """See `Captured`."""
-        # Its last replay must have read the old lengths.
+        self._seq_lens = list(seq_lens)
+        # Its last replay must have read the old ones.
         self._update_stream.wait_event(self._finished)
+
+    def replay(self) -> None:
+        """See `Captured`."""
         self._graph.replay()
-        self._graph.update([{"actual_seq_lengths_kv": list(seq_lens)}])
+        self._graph.update([{"actual_seq_lengths_kv": self._seq_lens}])
         self._finished.record(self._stream)
 
 

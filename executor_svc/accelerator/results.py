@@ -50,20 +50,25 @@ class LaunchedStep:
     """A step that the device has been given.
 
     `result` lies in host memory from the moment of `arrived` on; until then `on_device` keeps what
-    it is copied from.
+    it is copied from. `started` and `ended`: timing events around its kernels.
     """
 
     result: StepResult
     num_tokens: int
+    started: Any
+    ended: Any
     arrived: Any
     on_device: Sequence[Tensor] = field(repr=False)
 
 
-def bring_down(result: StepResult, num_tokens: int, transfers: Transfers) -> LaunchedStep:
+def bring_down(
+    result: StepResult, num_tokens: int, started: Any, ended: Any, transfers: Transfers
+) -> LaunchedStep:
     """Start copying a result to host memory."""
     tensors = _tensors(result)
     copies, arrived = transfers.download(tensors)
-    return LaunchedStep(_with_tensors(result, copies), num_tokens, arrived, tensors)
+    said = _with_tensors(result, copies)
+    return LaunchedStep(said, num_tokens, started, ended, arrived, tensors)
 
 
 def _tensors(result: StepResult) -> list[Tensor]:

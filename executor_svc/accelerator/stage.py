@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from executor_svc.accelerator.completion import Completions
 from executor_svc.accelerator.device import Device
 from executor_svc.accelerator.results import LaunchedStep
+from executor_svc.accelerator.step_clock import StepClock
 from executor_svc.accelerator.steps import StepLauncher
 from stages.messages import BeginEpoch, ExecuteStep, Message, StepTokens
 from stages.trace import Trace, What
@@ -22,17 +23,17 @@ class AcceleratorStage:
     """Implements `stages.stage.CompletingStage`; placements as in `ExecutorStage`."""
 
     def __init__(self, device: Device, launcher: StepLauncher, trace: Trace) -> None:
-        """`trace` takes the interval of each step."""
+        """`trace` takes two intervals of each step: the host's launch, and the device's work."""
         self._device = device
         self._launcher = launcher
         self._trace = trace
         self._completions = Completions(device.enter_thread)
         self._waiting: deque[ExecuteStep] = deque()
-        # Oldest first, each with the moment of its launch.
-        self._launched: deque[tuple[int, LaunchedStep]] = deque()
+        # Oldest first.
+        self._launched: deque[LaunchedStep] = deque()
+        self._clock = StepClock()
         self._num_steps = 0
         self._num_tokens = 0
-        self._last_end_ns = 0
 
     def begin_epoch(self, message: BeginEpoch) -> None:
         """Free every row, behind all that the device still computes for the old epoch.
@@ -55,8 +56,8 @@ class AcceleratorStage:
             while self._waiting and self._launcher.has_inputs(self._waiting[0]):
                 self._launch(self._waiting.popleft())
         said: list[Message] = []
-        for end_ns in self._completions.take():
-            said += self._complete(end_ns)
+        for seen_ns in self._completions.take():
+            said += self._complete(seen_ns)
         return said
 
     def completion_fd(self) -> int:
@@ -85,15 +86,16 @@ class AcceleratorStage:
         self._completions.close()
 
     def _launch(self, step: ExecuteStep) -> None:
-        launched_ns = time.time_ns()
+        start_ns = time.time_ns()
         launched = self._launcher.launch(step)
-        self._launched.append((launched_ns, launched))
+        self._launched.append(launched)
         self._completions.watch(launched.arrived)
+        end_ns = time.time_ns()
+        self._trace.record(What.LAUNCH, step.step_id, launched.num_tokens, start_ns, end_ns)
 
-    def _complete(self, end_ns: int) -> list[Message]:
-        launched_ns, launched = self._launched.popleft()
-        start_ns = max(launched_ns, self._last_end_ns)
-        self._last_end_ns = end_ns
+    def _complete(self, seen_ns: int) -> list[Message]:
+        launched = self._launched.popleft()
+        start_ns, end_ns = self._clock.interval(launched.started, launched.ended, seen_ns)
         result = launched.result
         self._trace.record(What.DEVICE, result.step_id, launched.num_tokens, start_ns, end_ns)
         self._num_steps += 1

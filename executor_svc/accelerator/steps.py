@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from executor_svc.accelerator.transfers import Transfers
 from executor_svc.kv_cache import KvCache
 from executor_svc.models.model import Model
 from executor_svc.rows import PromptSpan, RowTable
-from sampler_svc.sampling import LogprobColumns, RowSampler, prompt_logprobs
+from sampler_svc.sampling import LogprobColumns, RowSampler, TorchHead, prompt_logprobs
 from stages.columns import i32
 from stages.config import ServerConfig
 from stages.messages import ExecuteStep, StepTokens
@@ -29,8 +29,12 @@ from stages.persistent_batch import StepRows
 
 
 class _Forward(NamedTuple):
-    """`logits` float32 [m + p, vocab]: of the rows `sampled_rows` int64 [m], then of `spans`."""
+    """`logits` float32 [m + p, vocab]: of the rows `sampled_rows` int64 [m], then of `spans`.
 
+    `started`: a timing event before its first kernel.
+    """
+
+    started: Any
     logits: Tensor
     sampled_rows: Tensor
     spans: list[PromptSpan]
@@ -75,9 +79,15 @@ class StepLauncher:
             config.facts.vocab_size,
             self._device.torch_device,
             upload=self.transfers.upload,
+            head=self._own_head(),
         )
         with self.transfers.on_compute():
             self._rows.set_decoding(np.zeros(0, dtype=np.int32))
+
+    def _own_head(self) -> TorchHead | None:
+        """A sampling head around the device's own kernel, where it has one."""
+        draw = self._device.draw_from_likeliest
+        return None if draw is None else TorchHead(self.transfers.upload, draw)
 
     def has_inputs(self, step: ExecuteStep) -> bool:
         """Whether the tokens that `step` starts from have come."""
@@ -95,17 +105,20 @@ class StepLauncher:
             self._rows.change_tables(changes)
             forward = self._mixed(rows) if len(step.prefill_rows) else self._decode(rows)
             result = self._result(step, rows, forward)
-            return bring_down(result, int(rows.num_scheduled.sum()), self.transfers)
+            ended = self._note_time()
+            num_tokens = int(rows.num_scheduled.sum())
+            return bring_down(result, num_tokens, forward.started, ended, self.transfers)
 
     # ── forward passes ───────────────────────────────────────────────────────────────────────
 
     def _mixed(self, rows: StepRows) -> _Forward:
         """Prefill chunks beside decoding rows, laid out by the host."""
         inputs = self._table.inputs(rows)
+        started = self._note_time()
         self.counts.count_eager("prompt_logprobs" if inputs.prompt_spans else "prefill")
         batch, sampled_rows = self._rows.place_batch(inputs, rows, self._samples_here)
         logits = self._model.forward(batch, self._kv_cache)
-        return _Forward(logits, sampled_rows, inputs.prompt_spans)
+        return _Forward(started, logits, sampled_rows, inputs.prompt_spans)
 
     def _decode(self, rows: StepRows) -> _Forward:
         num_rows = len(rows.rows)
@@ -117,11 +130,20 @@ class StepLauncher:
         bucket = self._graphs.bucket(num_rows) if self._graphs else None
         if self._graphs is None or bucket is None:
             self.counts.count_eager(self._no_graphs_because or "batch_beyond_buckets")
+            started = self._note_time()
             logits = self._decode_eagerly(num_rows, seq_lens)
         else:
             self.counts.num_replayed += 1
-            logits = self._graphs.replay(bucket, seq_lens)
-        return _Forward(logits, self._rows.decoding(num_rows), [])
+            captured = self._graphs.take(bucket, seq_lens)
+            started = self._note_time()
+            captured.replay()
+            logits = captured.output[:num_rows]
+        return _Forward(started, logits, self._rows.decoding(num_rows), [])
+
+    def _note_time(self) -> Any:
+        event = self._device.timing_event()
+        event.record(self.transfers.compute)
+        return event
 
     def _decode_eagerly(
         self, num_rows: int, seq_lens: Sequence[int], is_static: bool = False

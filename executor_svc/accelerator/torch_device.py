@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from executor_svc.kv_cache import HostMemory, KvCache, KvSpec, allocate_kv_cache
 from executor_svc.ops.fallback import Fallbacks
 from executor_svc.ops.interface import Ops
+from sampler_svc.sampling import DrawFromLikeliest
 
 
 class TorchDevice:
@@ -18,10 +17,7 @@ class TorchDevice:
 
     is_pinning = True
     num_captures = 1
-    # The device's own kernel for `sampler_svc.torch_head.DrawFromLikeliest`, if it has one.
-    draw_from_likeliest: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor] | None = (
-        None
-    )
+    draw_from_likeliest: DrawFromLikeliest | None = None
 
     def __init__(self, kind: str, ops: Ops, fallbacks: Fallbacks, index: int = 0) -> None:
         self.torch_device = torch.device(kind, index)
@@ -47,6 +43,10 @@ class TorchDevice:
     def event(self) -> Any:
         """See `Device`."""
         return self.module.Event(blocking=True)
+
+    def timing_event(self) -> Any:
+        """See `Device`."""
+        return self.module.Event(enable_timing=True)
 
     def enter_thread(self) -> None:
         """See `Device`."""

@@ -25,7 +25,7 @@ from executor_svc.ops.interface import LinearWeight, QuantizationGrid
 from executor_svc.ops.native.packing import allocate_pages
 
 # Count up whenever a kernel reads another layout, or quantizing gives other codes.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 # Quantizing less than this takes a moment, and would litter the folder with small models.
 MIN_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 2**26

@@ -119,6 +119,8 @@ def _request(host: str, index: int, max_tokens: int) -> bytes:
             "max_tokens": max_tokens,
             "temperature": 0,
             "ignore_eos": True,
+            # Weights without meaning may say nothing else, and every token has to show.
+            "skip_special_tokens": False,
             "stream": True,
         }
     )

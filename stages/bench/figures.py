@@ -23,7 +23,8 @@ class ModeFigures(msgspec.Struct, frozen=True):
     time in which the device computed. idle_us: device idle before a step. exposed_host_us: its
     mean, at least `RESOLUTION_US`: the host's work that the device had to wait for. host_cpu_us:
     CPU time a step by stage. tokens_per_s: batch over step time. itl_ms: gap between the events
-    of a stream, as the client sees it.
+    of a stream, as the client sees it. launch_us_p50: time in which the executor enqueued a step,
+    0 where the device is the executor itself.
     """
 
     step_ms: float
@@ -37,26 +38,30 @@ class ModeFigures(msgspec.Struct, frozen=True):
     itl_ms_p50: float = 0.0
     itl_ms_p99: float = 0.0
     itl_ms_std: float = 0.0
+    launch_us_p50: float = 0.0
 
 
 @dataclass(frozen=True)
 class SteadySteps:
     """Times of steps whose predecessor was steady too, in ns: int64 [n] each.
 
-    period: end to end; busy: the step itself; idle: between the two.
+    period: end to end; busy: the step itself; idle: between the two. launch [m]: how long the host
+    took to enqueue a step of that many rows, whatever came before it.
     """
 
     period: NDArray[np.int64]
     busy: NDArray[np.int64]
     idle: NDArray[np.int64]
+    launch: NDArray[np.int64]
 
 
 def steady_steps(events: Events, batch: int, start_ns: int, end_ns: int) -> SteadySteps:
     """Pick from an executor's trace the steps inside a window that gave `batch` rows a token."""
-    device = events[events["what"] == What.DEVICE]
-    is_steady = (
-        (device["size"] == batch) & (device["start_ns"] >= start_ns) & (device["end_ns"] <= end_ns)
-    )
+    is_inside = (events["start_ns"] >= start_ns) & (events["end_ns"] <= end_ns)
+    has_size = events["size"] == batch
+    launches = events[(events["what"] == What.LAUNCH) & is_inside & has_size]
+    is_device = events["what"] == What.DEVICE
+    device, is_steady = events[is_device], (is_inside & has_size)[is_device]
     follows = np.diff(device["step_id"]) == 1
     second = np.flatnonzero(is_steady[1:] & is_steady[:-1] & follows) + 1
     ends, starts = device["end_ns"], device["start_ns"]
@@ -64,6 +69,7 @@ def steady_steps(events: Events, batch: int, start_ns: int, end_ns: int) -> Stea
         period=ends[second] - ends[second - 1],
         busy=ends[second] - starts[second],
         idle=starts[second] - ends[second - 1],
+        launch=launches["end_ns"] - launches["start_ns"],
     )
 
 
@@ -74,9 +80,9 @@ def mode_figures(
 
     Raises `HeadraceError` when no step was steady.
     """
-    period, busy, idle = (
+    period, busy, idle, launch = (
         np.concatenate([getattr(window, name) for window in windows])
-        for name in ("period", "busy", "idle")
+        for name in ("period", "busy", "idle", "launch")
     )
     if not len(period):
         raise HeadraceError(f"no two steps of {batch} rows followed each other: measure for longer")
@@ -91,4 +97,5 @@ def mode_figures(
         host_cpu_us={stage: share * step_us for stage, share in cpu_share.items()},
         tokens_per_s=batch / step_us * 1e6,
         num_steps=len(period),
+        launch_us_p50=float(np.median(launch)) / 1e3 if len(launch) else 0.0,
     )

@@ -12,8 +12,8 @@ MODES = (SEQUENTIAL, OVERLAPPED)
 
 HEADING = (
     f"{'batch':>5} {'mode':<10} {'step ms':>8} {'busy':>6} {'idle us p50':>11} {'p99':>7} "
-    f"{'exposed us':>10} {'CPU us':>7} {'tokens/s':>8} {'ITL ms p50':>10} {'p99':>7} "
-    f"{'exposed ratio':>13}"
+    f"{'exposed us':>10} {'launch us':>9} {'CPU us':>7} {'tokens/s':>8} {'ITL ms p50':>10} "
+    f"{'p99':>7} {'exposed ratio':>13}"
 )
 
 
@@ -40,6 +40,7 @@ class Report(msgspec.Struct, frozen=True):
 
     rows: list[Row]
     device: str
+    enforce_eager: bool
     step_ms: float
     token_us: float
     seconds: float
@@ -56,6 +57,7 @@ def _line(batch: int, mode: str, figures: ModeFigures) -> str:
     return (
         f"{batch:>5} {mode:<10} {figures.step_ms:>8.3f} {figures.device_busy:>6.1%} "
         f"{figures.idle_us_p50:>11.1f} {figures.idle_us_p99:>7.1f} "
-        f"{figures.exposed_host_us:>10.1f} {sum(figures.host_cpu_us.values()):>7.0f} "
+        f"{figures.exposed_host_us:>10.1f} {figures.launch_us_p50:>9.0f} "
+        f"{sum(figures.host_cpu_us.values()):>7.0f} "
         f"{figures.tokens_per_s:>8.0f} {figures.itl_ms_p50:>10.2f} {figures.itl_ms_p99:>7.2f}"
     )

@@ -38,6 +38,7 @@ class Options:
 
     model: str | None
     device: str
+    enforce_eager: bool
     step_ms: float
     token_us: float
     batches: Sequence[int]
@@ -116,6 +117,8 @@ def _serve_arguments(options: Options) -> list[str]:
             "--max-model-len": EMULATED_MODEL_LEN,
         }
     model = [options.model] if options.model else []
+    if options.enforce_eager:
+        model.append("--enforce-eager")
     return [*model, *(str(word) for setting in settings.items() for word in setting)]
 
 
@@ -163,6 +166,7 @@ def _write_json(path: Path, rows: list[Row], options: Options) -> None:
     report = Report(
         rows,
         options.device,
+        options.enforce_eager,
         options.step_ms,
         options.token_us,
         options.seconds,

@@ -69,8 +69,14 @@ def test_a_checkpoint_computes_what_its_codes_mean(
     expected = _expected(plain, int8_activations=int8_activations)
     config = load_model_config(quantized)
     actual = _logits(load_fused_decoder(config, "float32", best_build()))
-    # Two values that are rounded to neighbours of the same half differ by a whole step.
-    tolerance = 1e-2 if int8_activations else 1e-5
+    tolerance = 1e-5
+    if int8_activations:
+        # Two values that are rounded to neighbours of the same half differ by a whole step.
+        tolerance = 1e-2
+    elif FORMATS[kind].bits == 8 and FORMATS[kind].group_size < 0:
+        # Activations in steps of 2^-15 of the largest, some 5 times the mean size: 5e-5 for each of
+        # 14 projections, which add up as chance errors do.
+        tolerance = 3e-4
     assert (actual - expected).norm() < tolerance * expected.norm()
     if not int8_activations:
         expanded = _logits(load_model(quantized, config, "float32", CpuOps()))

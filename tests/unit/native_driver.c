@@ -120,7 +120,7 @@ static Linear make_quantized(int64_t out_size, int64_t in_size, enum dtype type,
                              int64_t group_size, int has_offsets)
 {
     int64_t panels = num_panels(out_size), steps = type == INT4 ? (in_size + 1) / 2 : in_size;
-    if (type == INT8_DOT)
+    if (type == INT8_DOT || type == INT8_DIGITS)
         steps = num_steps(in_size) * DOT;
     int64_t groups = group_size > 0 ? (in_size + group_size - 1) / group_size : 1;
     uint8_t *codes = malloc(panels * steps * PANEL);
@@ -179,10 +179,15 @@ static void drive_quantize(Pool *pool, int64_t out_size, int64_t in_size, enum d
     float *scales = calloc(panels * PANEL, sizeof(float)), *row = malloc(in_size * sizeof(float));
     headrace_quantize_weight(pool, plain, out_size, in_size, type, INT8_DOT, dots, scales);
     headrace_quantize_weight(pool, plain, out_size, in_size, type, INT8, codes, scales);
-    Linear weight = {.panels = codes, .out_size = out_size, .in_size = in_size, .dtype = INT8,
-                     .scales = scales};
-    for (int64_t n = 0; n < out_size; n++) {
-        quantized_row(&weight, n, row);
+    Linear weights[] = {
+        {.panels = codes, .out_size = out_size, .in_size = in_size, .dtype = INT8,
+         .scales = scales},
+        {.panels = dots, .out_size = out_size, .in_size = in_size, .dtype = INT8_DIGITS,
+         .scales = scales},
+    };
+    for (int64_t i = 0; i < 2 * out_size; i++) {
+        int64_t n = i / 2;
+        quantized_row(&weights[i % 2], n, row);
         for (int64_t k = 0; k < in_size; k++)
             if (fabsf(row[k] - widen_one(plain, n * in_size + k, type)) > scales[n] * 0.501f) {
                 fprintf(stderr, "quantize: row %d\n", (int)n);
@@ -204,6 +209,8 @@ static void drive_all_quantized(Pool *pool)
         drive_quantized(pool, rows, 37, INT4, 8, 0);
         drive_quantized(pool, rows, 38, INT4, 1000, 1);
         drive_quantized(pool, rows, 37, INT8_DOT, 0, 0);
+        if (FLOAT_DIGITS > 0)
+            drive_quantized(pool, rows, 37, INT8_DIGITS, 0, 0);
     }
     drive_quantized(pool, 4 * TILE_ROWS + 5, 261, INT4, 32, 1);
     drive_quantized(pool, 4 * TILE_ROWS + 5, 261, INT8, 0, 0);

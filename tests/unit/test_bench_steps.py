@@ -19,6 +19,8 @@ from stages.trace import EVENT_DTYPE, Events, What
 
 MS = 1_000_000
 ALWAYS = (0, 10**18)
+# Step, rows, microseconds: one before the window, one of another batch.
+LAUNCHES = [(0, 4, 900), (1, 4, 100), (2, 4, 200), (3, 3, 900), (4, 4, 400)]
 
 
 def events(*rows: tuple[int, int, int, int, int]) -> Events:
@@ -76,6 +78,13 @@ def test_a_device_that_never_waits_exposes_the_resolution() -> None:
     trace = events(device(1, 1, 0, 10), device(2, 1, 10, 20), device(3, 1, 20, 30))
     figures = mode_figures(1, [steady_steps(trace, 1, *ALWAYS)], {})
     assert (figures.device_busy, figures.idle_us_p99, figures.exposed_host_us) == (1, 0, 1)
+
+
+def test_launches_of_the_batch_inside_the_window_are_told() -> None:
+    launched = [(What.LAUNCH, n, size, n * MS, n * MS + us * 1000) for n, size, us in LAUNCHES]
+    trace = events(*launched, device(1, 4, 10, 11), device(2, 4, 11, 12))
+    figures = mode_figures(4, [steady_steps(trace, 4, MS, 20 * MS)], {})
+    assert figures.launch_us_p50 == 200
 
 
 def test_windows_are_summed_up() -> None:

@@ -124,4 +124,4 @@ def test_nothing_imports_a_pickle() -> None:
 def test_no_package_is_called_kernels_or_models() -> None:
     """Transformers looks for a package named `kernels` and would take ours."""
     names = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
-    assert names == {*PACKAGES, "tests"}
+    assert names == {*PACKAGES, "benchmarks", "tests"}

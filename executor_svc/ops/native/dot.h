@@ -1,5 +1,8 @@
 /* Dot products of bytes, exact in int32: the second file that knows the instruction set.
  *
+ * FLOAT_DIGITS is how many codes an activation is split into that is not to be rounded to 8 bits;
+ * 0 where floats are faster.
+ *
  * A step takes DOT rows of a panel at once: lane l of `weights` holds the codes of column l, DOT
  * of them side by side, and every lane of `x` the same DOT codes of a row of activations.
  *
@@ -14,17 +17,21 @@
 
 #if defined(__AVX512VNNI__)
 
-enum { DOT = 4, WEIGHT_ZERO = 128 };
+enum { DOT = 4, WEIGHT_ZERO = 128, FLOAT_DIGITS = 2 };
 typedef int8_t dot_code;
 INLINE ivec load_weights(const uint8_t *from) { return (ivec)_mm512_loadu_si512(from); }
 INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
 {
     return (ivec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)x);
 }
+INLINE void store_codes(dot_code *to, ivec codes)
+{
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)codes));
+}
 
 #elif defined(__AVX512BW__)
 
-enum { DOT = 2, WEIGHT_ZERO = 0 };
+enum { DOT = 2, WEIGHT_ZERO = 0, FLOAT_DIGITS = 0 };
 typedef int16_t dot_code;
 INLINE ivec load_weights(const uint8_t *from)
 {
@@ -34,10 +41,14 @@ INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
 {
     return sums + (ivec)_mm512_madd_epi16((__m512i)weights, (__m512i)x);
 }
+INLINE void store_codes(dot_code *to, ivec codes)
+{
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)codes));
+}
 
 #elif defined(__AVX2__)
 
-enum { DOT = 2, WEIGHT_ZERO = 0 };
+enum { DOT = 2, WEIGHT_ZERO = 0, FLOAT_DIGITS = 0 };
 typedef int16_t dot_code;
 INLINE ivec load_weights(const uint8_t *from)
 {
@@ -47,10 +58,15 @@ INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
 {
     return sums + (ivec)_mm256_madd_epi16((__m256i)weights, (__m256i)x);
 }
+INLINE void store_codes(dot_code *to, ivec codes)
+{
+    for (int i = 0; i < LANES; i++)
+        to[i] = (dot_code)codes[i];
+}
 
 #else
 
-enum { DOT = 1, WEIGHT_ZERO = 0 };
+enum { DOT = 1, WEIGHT_ZERO = 0, FLOAT_DIGITS = 0 };
 typedef int32_t dot_code;
 INLINE ivec load_weights(const uint8_t *from)
 {
@@ -60,6 +76,7 @@ INLINE ivec load_weights(const uint8_t *from)
     return out;
 }
 INLINE ivec add_dots(ivec sums, ivec weights, ivec x) { return sums + weights * x; }
+INLINE void store_codes(dot_code *to, ivec codes) { memcpy(to, &codes, sizeof codes); }
 
 #endif
 

@@ -47,7 +47,7 @@ SIGNATURES: Signatures = {
     "headrace_panel_width": (c_int64, ()),
     "headrace_depth_group": (c_int64, (c_int64,)),
     "headrace_pack_weight": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)),
-    "headrace_dot_layout": (None, (POINTER(c_int64), POINTER(c_int64))),
+    "headrace_dot_layout": (None, (POINTER(c_int64), POINTER(c_int64), POINTER(c_int64))),
     "headrace_quantize_weight": (
         None,
         (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p),

@@ -1,26 +1,38 @@
-/* Linear projection with weights and activations of 8 bits (w8a8): sums are exact in int32.
+/* Linear projection of 8-bit weights by dot products of bytes, whose sums are exact in int32.
  *
- *   codes[m][k] = round(x[m][k] * 127 / largest |x[m]|)     each row by itself, as it comes
- *   out[m][n] = sum(codes[m] * weight[n]) * (largest |x[m]| / 127) * scale[n] + bias[n]
+ * A row of activations, each row by itself, becomes integers of `digits` digits to the base 256:
  *
- * Exact sums may be added up in any order, so nothing here depends on a row's company. A weight
- * [out, in] is stored [out / PANEL][in / DOT][PANEL][DOT], a tile of activations
- * [in / DOT][rows of the tile][DOT]; in is padded to whole DOTs with codes of zero.
+ *   number[k] = round(x[k] * limit / largest |x|) = sum over d of 256^(digits - 1 - d) * code[d][k]
+ *   out[n] = sum over d of 256^(...) * sum(code[d] * weight[n]) * largest |x| / limit * scale[n]
+ *
+ *   INT8_DOT     1 digit, limit 127: activations of 8 bits (w8a8)
+ *   INT8_DIGITS  FLOAT_DIGITS, which stand for floats: 2 have a limit of 127 * 257, so that a number
+ *                is wrong by 2^-16 of the row's largest at most
+ *
+ * Exact sums may be added up in any order, so nothing here depends on a row's company. To the
+ * kernel, digits are rows. A weight [out, in] is stored [out / PANEL][in / DOT][PANEL][DOT], a tile
+ * of activations [in / DOT][rows of the tile][digits][DOT]; in is padded to whole DOTs with codes
+ * of zero.
  *
  *   parallel for panel, block of rows:
  *     for tile of rows in the block:                    the panel stays in the cache
- *       for k in in / DOT: for m in rows:               sum[m] += dots(w[k], codes[m][k])
+ *       for k in in / DOT: for m, d in rows, digits:    sum[m][d] += dots(w[k], codes[m][d][k])
  *
- * Storing weights plus 128 (VNNI) adds 128 * sum(codes[m]) to each sum: sums start at minus that.
+ * Storing weights plus 128 (VNNI) adds 128 * sum(code[d]) to each sum: sums start at minus that.
+ * What overflows on the way wraps around and comes back.
  */
 #include "dot.h"
 #include "linear.h"
 #include "quantized.h"
 
+enum { MAX_DIGITS = 2, BASE = 256 };
+/* A row whose largest is below counts as zeros: its factor would be infinite. */
+#define TINY_ROW 1e-30f
+
 /* The quantized rows of x, in linear()'s workspace. */
 typedef struct {
     float *scales;   /* [rows] */
-    int32_t *starts; /* [rows] */
+    int32_t *starts; /* [rows][digits] */
     dot_code *codes;
 } DotRows;
 
@@ -30,60 +42,97 @@ typedef struct {
     float *out;
     DotRows quantized;
     int64_t rows, steps; /* in / DOT */
+    int digits;
 } DotProduct;
 
 static int64_t num_steps(int64_t in_size) { return (in_size + DOT - 1) / DOT; }
 
-/* Parts of `workspace`, which has in_size + 4 floats a row. */
-static DotRows lay_out_rows(float *workspace, int64_t rows)
+/* Tiles have as many rows as their digits leave room for, dealt evenly as in linear.c. */
+static int64_t num_dot_tiles(const DotProduct *p)
 {
-    return (DotRows){workspace, (int32_t *)(workspace + rows), (dot_code *)(workspace + 2 * rows)};
+    int64_t most = TILE_ROWS / p->digits;
+    return (p->rows + most - 1) / most;
 }
 
+static int64_t dot_tile_begin(const DotProduct *p, int64_t tile)
+{
+    return p->rows * tile / num_dot_tiles(p);
+}
+
+/* Parts of `workspace`, which has in_size + 4 floats a row. */
+static DotRows lay_out_rows(float *workspace, int64_t rows, int digits)
+{
+    return (DotRows){workspace, (int32_t *)(workspace + rows),
+                     (dot_code *)(workspace + (1 + digits) * rows)};
+}
+
+/* The largest |x|, or a NaN if there is one: as integers NaNs are the largest. */
 static float largest_size(const float *x, int64_t size)
 {
-    vec most = {0};
-    for (int64_t k = 0; k < size; k += LANES)
-        most = vec_max((vec)((ivec)load_part(x + k, size - k) & 0x7fffffff), most);
-    return max_lanes(most);
+    union { int32_t bits; float value; } largest = {0};
+    ivec most = {0};
+    for (int64_t k = 0; k < size; k += LANES) {
+        ivec bits = (ivec)load_part(x + k, size - k) & 0x7fffffff, is_more = bits > most;
+        most = (is_more & bits) | (~is_more & most);
+    }
+    for (int i = 0; i < LANES; i++)
+        largest.bits = most[i] > largest.bits ? most[i] : largest.bits;
+    return largest.value;
 }
 
-/* Quantize one row into every `stride`-th place of DOT codes; returns the sum of its codes. */
-static int32_t quantize_row(const float *x, int64_t size, float factor, dot_code *to,
-                            int64_t stride)
+/* Quantize one row: digit d into every `stride`-th place of DOT codes from to[d * DOT] on. The sum
+ * of each digit's codes goes to sums [digits]. */
+INLINE void quantize_row(const float *x, int64_t size, float factor, const int digits,
+                         dot_code *to, int64_t stride, int32_t *sums)
 {
     const vec shifter = splat(0x1.8p23f); /* leaves the rounded value in the low bits */
-    int32_t codes[LANES], sum = 0;
-    for (int64_t k = 0; k < size; k += LANES) {
-        vec shifted = load_part(x + k, size - k) * factor + shifter;
-        ivec rounded = (ivec)shifted - (ivec)shifter;
-        memcpy(codes, &rounded, sizeof codes);
-        for (int64_t i = 0; i < LANES && k + i < size; i++) {
-            to[(k + i) / DOT * stride + (k + i) % DOT] = (dot_code)codes[i];
-            sum += (dot_code)codes[i];
+    ivec totals[MAX_DIGITS] = {{0}};
+    for (int64_t k = 0; k < size; k += LANES, to += LANES / DOT * stride) {
+        ivec rest = (ivec)(load_part(x + k, size - k) * factor + shifter) - (ivec)shifter;
+        int64_t left = num_steps(size - k), steps = left < LANES / DOT ? left : LANES / DOT;
+        UNROLL for (int d = digits - 1; d >= 0; d--) {
+            ivec higher = d > 0 ? (rest + BASE / 2) >> 8 : (ivec){0}, digit = rest - higher * BASE;
+            dot_code codes[LANES];
+            store_codes(codes, digit);
+            for (int64_t i = 0; i < steps; i++)
+                memcpy(to + i * stride + d * DOT, codes + i * DOT, DOT * sizeof(dot_code));
+            totals[d] += digit;
+            rest = higher;
         }
     }
-    for (int64_t k = size; k % DOT != 0; k++)
-        to[k / DOT * stride + k % DOT] = 0;
-    return sum;
+    UNROLL for (int d = 0; d < digits; d++) {
+        sums[d] = 0;
+        for (int i = 0; i < LANES; i++)
+            sums[d] += totals[d][i];
+    }
+}
+
+INLINE void quantize_tile(const DotProduct *p, int64_t tile, const int digits)
+{
+    int64_t in_size = p->weight->in_size, begin = dot_tile_begin(p, tile);
+    int64_t rows = dot_tile_begin(p, tile + 1) - begin;
+    float limit = digits == 1 ? 127 : 127 * (BASE + 1);
+    dot_code *codes = p->quantized.codes + begin * digits * p->steps * DOT;
+    for (int64_t m = 0; m < rows; m++) {
+        const float *x = p->x + (begin + m) * in_size;
+        float most = largest_size(x, in_size), factor = most >= TINY_ROW ? limit / most : 0;
+        int32_t *starts = p->quantized.starts + (begin + m) * digits;
+        quantize_row(x, in_size, factor, digits, codes + m * digits * DOT, rows * digits * DOT,
+                     starts);
+        p->quantized.scales[begin + m] = most / limit;
+        UNROLL for (int d = 0; d < digits; d++)
+            starts[d] *= -WEIGHT_ZERO;
+    }
 }
 
 static void quantize_tiles(const void *arg, int64_t first, int64_t last)
 {
     const DotProduct *p = arg;
-    int64_t in_size = p->weight->in_size;
-    for (int64_t tile = first; tile < last; tile++) {
-        int64_t begin = tile_begin(p->rows, tile), rows = tile_begin(p->rows, tile + 1) - begin;
-        dot_code *codes = p->quantized.codes + begin * p->steps * DOT;
-        for (int64_t m = 0; m < rows; m++) {
-            const float *x = p->x + (begin + m) * in_size;
-            float most = largest_size(x, in_size);
-            int32_t sum = quantize_row(x, in_size, most > 0 ? 127 / most : 0, codes + m * DOT,
-                                       rows * DOT);
-            p->quantized.scales[begin + m] = most / 127;
-            p->quantized.starts[begin + m] = -WEIGHT_ZERO * sum;
-        }
-    }
+    for (int64_t tile = first; tile < last; tile++)
+        if (p->digits == 1)
+            quantize_tile(p, tile, 1);
+        else
+            quantize_tile(p, tile, 2);
 }
 
 /* One panel times `rows` rows of codes [steps][rows][DOT], into sums [rows][PANEL]. */
@@ -124,9 +173,21 @@ static void dot_any_tile(int64_t rows, const uint8_t *w, const dot_code *x, cons
 #undef CASE
 }
 
-/* From exact sums [rows][PANEL] to the results of a tile's rows in one panel. */
-static void finish_dots(const DotProduct *p, int64_t panel, int64_t first, int64_t rows,
-                        const int32_t *sums)
+/* One column's digits put together. The highest is rounded once if it is beyond 2^24. */
+INLINE vec join_digits(const int32_t *sums, const int digits)
+{
+    ivec digit[MAX_DIGITS];
+    UNROLL for (int d = 0; d < digits; d++)
+        memcpy(&digit[d], sums + d * PANEL, sizeof(ivec));
+    vec joined = __builtin_convertvector(digit[0], vec);
+    if (digits == 2)
+        joined = multiply_add(joined, splat(BASE), __builtin_convertvector(digit[1], vec));
+    return joined;
+}
+
+/* From exact sums [rows][digits][PANEL] to the results of a tile's rows in one panel. */
+INLINE void finish_dots(const DotProduct *p, int64_t panel, int64_t first, int64_t rows,
+                        const int32_t *sums, const int digits)
 {
     const Linear *weight = p->weight;
     int64_t begin = panel * PANEL, columns = weight->out_size - begin;
@@ -134,9 +195,8 @@ static void finish_dots(const DotProduct *p, int64_t panel, int64_t first, int64
         vec scale = load(weight->scales + begin + i);
         vec bias = weight->bias != NULL ? load(weight->bias + begin + i) : splat(0);
         for (int64_t m = 0; m < rows; m++) {
-            ivec sum;
-            memcpy(&sum, sums + m * PANEL + i, sizeof sum);
-            vec scaled = __builtin_convertvector(sum, vec) * p->quantized.scales[first + m];
+            vec sum = join_digits(sums + m * digits * PANEL + i, digits);
+            vec scaled = sum * p->quantized.scales[first + m];
             store_part(p->out + (first + m) * weight->out_size + begin + i,
                        scaled * scale + bias, columns - i);
         }
@@ -146,17 +206,21 @@ static void finish_dots(const DotProduct *p, int64_t panel, int64_t first, int64
 static void dot_panels(const void *arg, int64_t first, int64_t last)
 {
     const DotProduct *p = arg;
-    int64_t panels = num_panels(p->weight->out_size), tiles = num_tiles(p->rows);
+    int64_t panels = num_panels(p->weight->out_size), tiles = num_dot_tiles(p);
     int32_t sums[TILE_ROWS * PANEL];
     for (int64_t item = first; item < last; item++) {
         int64_t panel = item % panels, tile = item / panels * BLOCK_TILES;
         int64_t end = tile + BLOCK_TILES < tiles ? tile + BLOCK_TILES : tiles;
         const uint8_t *w = (const uint8_t *)p->weight->panels + panel * p->steps * PANEL * DOT;
         for (; tile < end; tile++) {
-            int64_t begin = tile_begin(p->rows, tile), rows = tile_begin(p->rows, tile + 1) - begin;
-            dot_any_tile(rows, w, p->quantized.codes + begin * p->steps * DOT,
-                         p->quantized.starts + begin, p->steps, sums);
-            finish_dots(p, panel, begin, rows, sums);
+            int64_t begin = dot_tile_begin(p, tile), rows = dot_tile_begin(p, tile + 1) - begin;
+            int64_t before = begin * p->digits;
+            dot_any_tile(rows * p->digits, w, p->quantized.codes + before * p->steps * DOT,
+                         p->quantized.starts + before, p->steps, sums);
+            if (p->digits == 1)
+                finish_dots(p, panel, begin, rows, sums, 1);
+            else
+                finish_dots(p, panel, begin, rows, sums, 2);
         }
     }
 }
@@ -164,21 +228,35 @@ static void dot_panels(const void *arg, int64_t first, int64_t last)
 static void linear_dot(Pool *pool, const Linear *weight, const float *x, int64_t rows, float *out,
                        float *workspace)
 {
-    int64_t panels = num_panels(weight->out_size), tiles = num_tiles(rows);
-    DotProduct product = {weight, x, out, lay_out_rows(workspace, rows), rows,
-                          num_steps(weight->in_size)};
-    pool_run(pool, tiles, 1e-9 + (double)weight->in_size * TILE_ROWS, quantize_tiles, &product);
+    int digits = weight->dtype == INT8_DOT ? 1 : FLOAT_DIGITS;
+    DotProduct product = {weight, x, out, lay_out_rows(workspace, rows, digits), rows,
+                          num_steps(weight->in_size), digits};
+    int64_t panels = num_panels(weight->out_size), tiles = num_dot_tiles(&product);
+    pool_run(pool, tiles, 1e-9 + (double)weight->in_size * TILE_ROWS / 4, quantize_tiles, &product);
     /* A panel's cost: 8 GB/s for its bytes, or 64 multiply-adds a nanosecond. */
     double elements = (double)weight->in_size * PANEL;
-    double memory_ns = elements / 8, arithmetic_ns = elements * rows / 64;
+    double memory_ns = elements / 8, arithmetic_ns = elements * rows * digits / 64;
     int64_t blocks = (tiles + BLOCK_TILES - 1) / BLOCK_TILES;
     double cost_ns = (memory_ns > arithmetic_ns ? memory_ns : arithmetic_ns) / blocks;
     pool_run(pool, panels * blocks, cost_ns, dot_panels, &product);
 }
 
-/* How this build stores INT8_DOT: codes side by side in a column, and what is added to each. */
-EXPORT void headrace_dot_layout(int64_t *dot, int64_t *weight_zero)
+/* quantized_row() for this layout. */
+static void dot_row(const Linear *weight, int64_t row, float *out)
+{
+    const uint8_t *panel = (const uint8_t *)weight->panels +
+                           row / PANEL * num_steps(weight->in_size) * PANEL * DOT;
+    const uint8_t *codes = panel + row % PANEL * DOT;
+    for (int64_t k = 0; k < weight->in_size; k++)
+        out[k] = (int8_t)(codes[k / DOT * PANEL * DOT + k % DOT] - WEIGHT_ZERO) *
+                 weight->scales[row];
+}
+
+/* The layout of INT8_DOT and INT8_DIGITS: codes side by side in a column, and what is added to
+ * each. `float_digits`: 0 if this build has no INT8_DIGITS. */
+EXPORT void headrace_dot_layout(int64_t *dot, int64_t *weight_zero, int64_t *float_digits)
 {
     *dot = DOT;
     *weight_zero = WEIGHT_ZERO;
+    *float_digits = FLOAT_DIGITS;
 }

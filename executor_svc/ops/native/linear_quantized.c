@@ -1,4 +1,5 @@
-/* Linear projection over quantized weights; activations and sums stay float32.
+/* Linear projection over quantized weights; activations and sums stay float32. Weights that are
+ * multiplied byte by byte are linear_dot.c's.
  *
  * A weight [out, in] lies in panels as in linear.c, with a code in the place of each element:
  *
@@ -30,6 +31,7 @@
 
 static void linear_dot(Pool *pool, const Linear *weight, const float *x, int64_t rows, float *out,
                        float *workspace);
+static void dot_row(const Linear *weight, int64_t row, float *out);
 
 /* Up to so many rows, a strip's way through L1 costs more than it saves. Their sums, two rows of
  * the panel and its grid are all in registers. */
@@ -285,7 +287,7 @@ static const float *arrange_rows(Pool *pool, const Linear *weight, const float *
 static void linear_quantized(Pool *pool, const Linear *weight, const float *x, int64_t rows,
                              float *out, float *workspace)
 {
-    if (weight->dtype == INT8_DOT) {
+    if (weight->dtype == INT8_DOT || weight->dtype == INT8_DIGITS) {
         linear_dot(pool, weight, x, rows, out, workspace);
         return;
     }
@@ -305,6 +307,10 @@ static void linear_quantized(Pool *pool, const Linear *weight, const float *x, i
 
 static void quantized_row(const Linear *weight, int64_t row, float *out)
 {
+    if (weight->dtype == INT8_DIGITS) {
+        dot_row(weight, row, out);
+        return;
+    }
     const uint8_t *codes = panel_codes(INT8, weight, row / PANEL) + row % PANEL;
     for (int64_t k = 0; k < weight->in_size; k++)
         out[k] = (int8_t)codes[k * PANEL] * weight->scales[row];

@@ -51,7 +51,7 @@ INLINE void quantize_rows(const Quantize *q, const enum dtype type, int64_t firs
         q->scales[row] = scale;
         if (scale == 0) /* all zeros, or nearly; its codes would not matter */
             scale = 1;
-        if (q->to == INT8_DOT)
+        if (q->to != INT8)
             quantize_elements(from, in_size, type, scale, DOT, WEIGHT_ZERO,
                               q->packed + (panel * steps * PANEL + column) * DOT);
         else

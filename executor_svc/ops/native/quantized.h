@@ -10,11 +10,12 @@
 
 static inline bool is_quantized(int64_t dtype) { return dtype > FLOAT16; }
 
-/* linear() for a weight of INT8, INT4 or INT8_DOT. */
+/* linear() for a weight of codes. */
 static void linear_quantized(Pool *pool, const Linear *weight, const float *x, int64_t rows,
                              float *out, float *workspace);
 
-/* Row `row` of an ungrouped INT8 weight [out, in], as floats: an embedding that is also the head. */
+/* Row `row` of an ungrouped INT8 or INT8_DIGITS weight [out, in], as floats: an embedding that is
+ * also the head. */
 static void quantized_row(const Linear *weight, int64_t row, float *out);
 
 /* a * b + c, rounded once where the instruction set can. Said aloud: left to itself, the compiler

@@ -182,7 +182,9 @@ INLINE void transpose_square(vec rows[LANES])
 /* --- the stored types: what weights and the KV cache are made of ------------------------------ */
 
 /* Behind FLOAT16 are the codes of quantized weights, which only their own kernels read. */
-enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4, INT8_DOT = 5 };
+enum dtype {
+    FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4, INT8_DOT = 5, INT8_DIGITS = 6
+};
 
 INLINE size_t dtype_size(enum dtype type) { return type == FLOAT32 ? 4 : 2; }
 

@@ -1,4 +1,4 @@
-// Filling, copying and casting; random numbers.
+// Filling, padding, copying and casting; random numbers.
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "aclnn.h"
@@ -88,6 +88,14 @@ ACLNN(aclnnTril, (const aclTensor* self, int64_t diagonal, const aclTensor* out)
     Tensor x = view(self), y = view(out);
     return plan({x}, {y}, [=] { y.copy_(x.tril(diagonal)); });
 })
+
+ACLNN(aclnnConstantPadNd,
+      (const aclTensor* self, const aclIntArray* pad, const aclScalar* value, const aclTensor* out), {
+          Tensor x = view(self), y = view(out);
+          return plan({x}, {y}, [=, by = pad->values, v = value->value] {
+              y.copy_(at::constant_pad_nd(x, by, v));
+          });
+      })
 
 // Random numbers are a function of (seed, offset), as on a card, but not the card's.
 

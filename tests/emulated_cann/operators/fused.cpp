@@ -64,6 +64,26 @@ ACLNN(aclnnAddRmsNorm,
           });
       })
 
+ACLNN(aclnnLayerNorm,
+      (const aclTensor* self, const aclIntArray* shape, const aclTensor* weight,
+       const aclTensor* bias, double epsilon, const aclTensor* out, const aclTensor* mean,
+       const aclTensor* rstd),
+      {
+          require(is_float(self), "layer_norm takes float16, bfloat16 or float32");
+          Tensor x = view(self), w = view(weight), b = view(bias), y = view(out), m = view(mean),
+                 r = view(rstd);
+          return plan({x, w, b}, {y, m, r}, [=, dims = shape->values] {
+              auto widened = [](const Tensor& part) {
+                  return part.defined() ? std::optional(part.to(at::kFloat)) : std::nullopt;
+              };
+              auto [normed, means, scales] =
+                  at::native_layer_norm(x.to(at::kFloat), dims, widened(w), widened(b), epsilon);
+              y.copy_(normed);
+              if (m.defined()) m.copy_(means.view(m.sizes()));
+              if (r.defined()) r.copy_(scales.view(r.sizes()));
+          });
+      })
+
 ACLNN(aclnnSwiGlu, (const aclTensor* self, int64_t dim, const aclTensor* out), {
     require(is_float(self), "swiglu takes float16, bfloat16 or float32");
     require(self->is_contiguous(), "swiglu takes a contiguous tensor");

@@ -127,3 +127,13 @@ ACLNN(aclnnBincount,
               y.copy_(at::bincount(x, w.defined() ? std::optional(w) : std::nullopt, minlength));
           });
       })
+
+ACLNN(aclnnHistc,
+      (const aclTensor* self, int64_t bins, const aclScalar* low, const aclScalar* high,
+       const aclTensor* out),
+      {
+          Tensor x = view(self), y = view(out);
+          return plan({x}, {y}, [=, a = low->value, b = high->value] {
+              y.copy_(at::histc(x.to(at::kFloat), bins, a, b));
+          });
+      })
