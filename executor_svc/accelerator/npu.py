@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -112,6 +113,9 @@ def import_torch_npu() -> None:
         raise DeviceUnavailable(
             "--device npu: torch_npu is not installed: pip install 'headrace[npu]'"
         )
+    # A launch calls CANN at once. With torch_npu's queue and its thread in between, each of the
+    # many updates of a recorded step waits until the queue is empty.
+    os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
     try:
         import_module("torch_npu")
     except ImportError as error:
