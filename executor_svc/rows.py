@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from executor_svc.batch import ForwardBatch
-from stages.columns import Int32Array, i32
-from stages.messages import ExecuteStep, NewRow, StepTokens
+from sampler_svc.sampling import LogprobColumns
+from stages.columns import Int32Array, f32_bytes, i32, i32_bytes
+from stages.messages import ExecuteStep, NewRow, StepPromptLogprobs, StepTokens
 from stages.persistent_batch import PersistentBatch, StepRows
 
 # A row that wants no prompt log-probabilities.
@@ -38,6 +39,19 @@ class PromptSpan:
     first_logit: int
     next_token_ids: Int32Array
     num_top: int
+
+    def to_message(self, step_id: int, columns: LogprobColumns) -> StepPromptLogprobs:
+        """Pack what `columns`, in host memory, says of these tokens."""
+        return StepPromptLogprobs(
+            step_id=step_id,
+            row=self.row,
+            start=self.start,
+            logprobs=f32_bytes(columns.logprobs.numpy()),
+            ranks=i32_bytes(columns.ranks.numpy()),
+            num_top=columns.top_ids.shape[1],
+            top_ids=i32_bytes(columns.top_ids.numpy().ravel()),
+            top_logprobs=f32_bytes(columns.top_logprobs.numpy().ravel()),
+        )
 
 
 @dataclass(frozen=True)

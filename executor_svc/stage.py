@@ -16,7 +16,7 @@ from executor_svc.kv_cache import KvCache
 from executor_svc.models.model import GreedyModel, Model
 from executor_svc.rows import PromptSpan, RowTable, StepInputs
 from sampler_svc.sampling import RowSampler, SampledTokens, prompt_logprobs
-from stages.columns import Int32Array, f32_bytes, i32, i32_bytes
+from stages.columns import Int32Array, i32, i32_bytes
 from stages.config import ServerConfig
 from stages.messages import (
     BeginEpoch,
@@ -140,13 +140,4 @@ def _prompt_record(step_id: int, span: PromptSpan, logits: Tensor) -> StepPrompt
     next_token_ids = torch.from_numpy(span.next_token_ids.astype(np.int64))
     own = logits[span.first_logit : span.first_logit + count]
     columns = prompt_logprobs(own, next_token_ids, span.num_top)
-    return StepPromptLogprobs(
-        step_id=step_id,
-        row=span.row,
-        start=span.start,
-        logprobs=f32_bytes(columns.logprobs.numpy()),
-        ranks=i32_bytes(columns.ranks.numpy()),
-        num_top=columns.top_ids.shape[1],
-        top_ids=i32_bytes(columns.top_ids.numpy().ravel()),
-        top_logprobs=f32_bytes(columns.top_logprobs.numpy().ravel()),
-    )
+    return span.to_message(step_id, columns)

@@ -13,8 +13,8 @@ from torch import Tensor
 from executor_svc.accelerator.transfers import Transfers
 from executor_svc.rows import PromptSpan
 from sampler_svc.sampling import LogprobColumns, SampledLogprobs
-from stages.columns import Int32Array, f32_bytes, i32_bytes
-from stages.messages import Message, StepLogits, StepPromptLogprobs, StepTokens
+from stages.columns import Int32Array, i32_bytes
+from stages.messages import Message, StepLogits, StepTokens
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepResult:
     def to_messages(self) -> list[Message]:
         """Pack what has arrived in host memory; log-probabilities come before the tokens."""
         said: list[Message] = [
-            _prompt_message(self.step_id, span, columns) for span, columns in self.prompts
+            span.to_message(self.step_id, columns) for span, columns in self.prompts
         ]
         if self.logprobs is not None:
             said.append(self.logprobs.to_message(self.step_id))
@@ -92,18 +92,4 @@ def _with_tensors(result: StepResult, tensors: Iterable[Tensor]) -> StepResult:
         logits=None if result.logits is None else next(left),
         logprobs=result.logprobs and replace(result.logprobs, columns=columns()),
         prompts=[(span, columns()) for span, _ in result.prompts],
-    )
-
-
-def _prompt_message(step_id: int, span: PromptSpan, columns: LogprobColumns) -> StepPromptLogprobs:
-    """Pack one row's prompt log-probabilities, which are in host memory."""
-    return StepPromptLogprobs(
-        step_id=step_id,
-        row=span.row,
-        start=span.start,
-        logprobs=f32_bytes(columns.logprobs.numpy()),
-        ranks=i32_bytes(columns.ranks.numpy()),
-        num_top=columns.top_ids.shape[1],
-        top_ids=i32_bytes(columns.top_ids.numpy().ravel()),
-        top_logprobs=f32_bytes(columns.top_logprobs.numpy().ravel()),
     )
