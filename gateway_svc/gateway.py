@@ -18,6 +18,7 @@ from gateway_svc.health import Health
 from gateway_svc.inbox import Inbox
 from gateway_svc.latency import Latencies, RequestTimes
 from gateway_svc.limits import MAX_BACKLOG_PER_REQUEST
+from gateway_svc.pacing import WritePacer
 from gateway_svc.sessions import GatewayStage
 from stages.config import ServerConfig
 from stages.messages import (
@@ -26,6 +27,7 @@ from stages.messages import (
     Detokenize,
     Drain,
     FinishReason,
+    Flush,
     Generate,
     GroupState,
     Message,
@@ -49,7 +51,8 @@ class Gateway:
     """The one way from HTTP to the pipeline.
 
     `send` takes what the core says to the tokenizer (`TokenizerInbound`) and to the supervisor
-    (`Drained`). `recorded` is `core` in its recorder, if it has one.
+    (`Drained`). `call_later` calls back after some seconds, on the event loop. `recorded` is `core`
+    in its recorder, if it has one.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class Gateway:
         config: ServerConfig,
         core: GatewayStage,
         send: Callable[[Message], None],
+        call_later: Callable[[float, Callable[[], None]], None],
         *,
         recorded: Stage | None = None,
+        pacer: WritePacer | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.config = config
@@ -68,19 +73,24 @@ class Gateway:
         self.health = Health()
         self.latencies = Latencies()
         self.now_ns = now_ns
+        self._call_later = call_later
         self._stage: Stage = recorded or core
+        self._pacer = pacer or WritePacer()
+        self._is_flush_due = False
         self._routes: dict[int, Route] = {}
 
     # ── for the shell ────────────────────────────────────────────────────────────────────────
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Take what has arrived from tokenizer and sampler, in order."""
-        now = time.perf_counter()
-        for message in self._stage.handle(messages, self.now_ns()):
-            if isinstance(message, DELIVERY_TYPES):
-                self._deliver(message, now)
-            else:
-                self.send(message)
+        self._handle(messages)
+        if not self.core.holds_text or self._is_flush_due:
+            return
+        if delay := self._pacer.delay(time.perf_counter()):
+            self._is_flush_due = True
+            self._call_later(delay, self._flush)
+        else:
+            self._flush()
 
     def begin_epoch(self, message: BeginEpoch) -> None:
         """The pipeline works in a new epoch: tell it every open request again."""
@@ -167,7 +177,24 @@ class Gateway:
             and all(stage.is_ready for stage in stages)
         )
 
+    # ── what is held ─────────────────────────────────────────────────────────────────────────
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        began = time.perf_counter()
+        self._handle([Flush()])
+        # Streams put their writes off to the end of this turn of the loop; these are most of it.
+        self._call_later(0, lambda: self._pacer.observe(began, time.perf_counter()))
+
     # ── routing ──────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self, messages: Sequence[Message]) -> None:
+        now = time.perf_counter()
+        for message in self._stage.handle(messages, self.now_ns()):
+            if isinstance(message, DELIVERY_TYPES):
+                self._deliver(message, now)
+            else:
+                self.send(message)
 
     def _open_inbox(self, count: int) -> Inbox:
         if refusal := self.core.refusal(count):

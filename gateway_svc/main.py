@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import uvloop
 from aiohttp import web
@@ -62,13 +63,16 @@ async def _run(context: StageContext) -> None:
         else:
             shell.send(message)
 
+    def call_later(delay_s: float, call: Callable[[], None]) -> None:
+        shell.call_later(delay_s, call)
+
     def on_control(message: ToStage) -> None:
         _obey(gateway, shell, message)
         if isinstance(message, BeginEpoch):
             has_epoch.set()
 
     has_epoch = asyncio.Event()
-    gateway = Gateway(config, core, send, recorded=recorded)
+    gateway = Gateway(config, core, send, call_later, recorded=recorded)
     shell = AsyncShell(context, GatewayInbound, TO_STAGE, gateway.on_messages, on_control)
     runner = web.AppRunner(
         make_app(config, gateway),

@@ -6,11 +6,11 @@ Pure: no sockets, no clock. It must not know HTTP; it hands `Delivery` messages 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
-from gateway_svc.deliveries import Delta, split
+from gateway_svc.session import Session
+from stages.columns import i8, i32, u64
 from stages.config import ServerConfig
 from stages.errors import RequestError
 from stages.messages import (
@@ -21,6 +21,7 @@ from stages.messages import (
     Detokenized,
     Drain,
     Drained,
+    Flush,
     Generate,
     Message,
     OpenRequest,
@@ -32,27 +33,8 @@ from stages.messages import (
     TextOutputs,
     Tokenize,
     Tokenized,
-    TokenLogprob,
 )
 from stages.request_ids import first_request_id
-
-
-@dataclass(slots=True)
-class Session:
-    """One open request: the `Generate` as last sent and all that came back for it.
-
-    `is_answered`: something was heard since it was last sent. `is_aborting`: its client has left;
-    it stays until the pipeline confirms. `logprobs`: of tokens whose `TextOutputs` is to come.
-    """
-
-    generate: Generate
-    output_token_ids: bytearray = field(default_factory=bytearray)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    num_recoveries: int = 0
-    is_answered: bool = False
-    is_aborting: bool = False
-    is_started: bool = False
-    has_prompt_logprobs: bool = False
 
 
 class GatewayStage:
@@ -60,6 +42,9 @@ class GatewayStage:
 
     Invariant: a request leaves `_sessions` with exactly one terminal delivery, or with none if its
     client left first. At most `capacity`, this gateway's share of the group's, are open.
+
+    Plain text is held until `Flush`, so that whoever runs the core decides how often it is written;
+    a request's first token, its end and log-probabilities are delivered at once.
     """
 
     def __init__(self, config: ServerConfig, incarnation: int, index: int = 0) -> None:
@@ -71,6 +56,7 @@ class GatewayStage:
         self._next_id = first_request_id(index, incarnation)
         self._sessions: dict[int, Session] = {}
         self._queries: dict[int, Tokenize | Detokenize] = {}
+        self._holding: list[Session] = []
         self._is_drained = False
         self._num_ended = 0
         self._num_tokens = 0
@@ -84,6 +70,11 @@ class GatewayStage:
     def num_open(self) -> int:
         """Requests and queries that have not ended."""
         return len(self._sessions) + len(self._queries)
+
+    @property
+    def holds_text(self) -> bool:
+        """Something has come that `Flush` would deliver."""
+        return bool(self._holding)
 
     def next_request_ids(self, count: int) -> range:
         """Mint `count` consecutive request ids that nobody else can mint."""
@@ -144,7 +135,7 @@ class GatewayStage:
                 self._extend_sessions(message, out)
             case OutputLogprobs():
                 if session := self._answered_session(message.request_id, message.epoch):
-                    session.logprobs.extend(message.tokens)
+                    session.logprobs = [*session.logprobs, *message.tokens]
             case RequestStarted():
                 self._start(message, out)
             case PromptLogprobs():
@@ -169,6 +160,8 @@ class GatewayStage:
                 self._resend(message, out)
             case Drain():
                 self.is_draining = True
+            case Flush():
+                self._flush(out)
             case _:
                 raise AssertionError(f"the gateway takes no {type(message).__name__}")
 
@@ -233,6 +226,8 @@ class GatewayStage:
             return
         session = self._answered_session(message.request_id, message.epoch)
         if session:
+            if session.held:
+                self._release(session, out)
             self._end(message.request_id)
             if not session.is_aborting:
                 out.append(message)
@@ -241,21 +236,52 @@ class GatewayStage:
         if message.epoch != self.epoch:
             self._num_dropped += 1
             return
-        for delta in split(message):
-            session = self._answered_session(delta.request_id, message.epoch)
+        stop_reasons = iter(message.stop_reasons)
+        start = 0
+        for request_id, count, text, reason in zip(
+            u64(message.request_ids).tolist(),
+            i32(message.num_tokens).tolist(),
+            message.deltas,
+            i8(message.finish_reasons).tolist(),
+            strict=True,
+        ):
+            end = start + 4 * count
+            stop_reason = next(stop_reasons) if reason else None
+            session = self._answered_session(request_id, message.epoch)
             if session is not None:
-                self._extend(session, delta, out)
+                self._hold(session, message.token_ids[start:end], text)
+                if reason or session.logprobs or not session.is_told:
+                    self._release(session, out, reason, stop_reason)
+            start = end
 
-    def _extend(self, session: Session, delta: Delta, out: list[Message]) -> None:
-        session.output_token_ids += delta.token_ids
-        self._num_tokens += delta.num_tokens
-        if session.logprobs:
-            delta = msgspec.structs.replace(delta, logprobs=session.logprobs)
-            session.logprobs = []
-        if delta.finish_reason:
-            self._end(delta.request_id)
+    def _hold(self, session: Session, token_ids: bytes, text: str) -> None:
+        num_tokens = len(token_ids) // 4
+        if not session.held:
+            self._holding.append(session)
+        session.output_token_ids += token_ids
+        session.num_held += num_tokens
+        session.held.append(text)
+        self._num_tokens += num_tokens
+
+    def _release(
+        self,
+        session: Session,
+        out: list[Message],
+        finish_reason: int = 0,
+        stop_reason: str | int | None = None,
+    ) -> None:
+        """Deliver what is held, and the end if this is it."""
+        if finish_reason:
+            self._end(session.generate.request_id)
+        delta = session.release(finish_reason, stop_reason)
         if not session.is_aborting:
             out.append(delta)
+
+    def _flush(self, out: list[Message]) -> None:
+        holding, self._holding = self._holding, []
+        for session in holding:
+            if session.held:  # what was held may have gone with an end
+                self._release(session, out)
 
     def _end(self, request_id: int) -> None:
         del self._sessions[request_id]
@@ -289,11 +315,10 @@ class GatewayStage:
                 self._send_again(session, out)
 
     def _send_again(self, session: Session, out: list[Message]) -> None:
-        request_id = session.generate.request_id
         session.num_recoveries += 1
         self._num_recoveries += 1
         if session.num_recoveries > self._max_recoveries:
-            self._give_up(request_id, out)
+            self._give_up(session, out)
             return
         session.is_answered = False
         session.logprobs = []
@@ -302,8 +327,11 @@ class GatewayStage:
         )
         out.append(session.generate)
 
-    def _give_up(self, request_id: int, out: list[Message]) -> None:
+    def _give_up(self, session: Session, out: list[Message]) -> None:
         """End a request that may be what kills the pipeline."""
+        request_id = session.generate.request_id
+        if session.held:
+            self._release(session, out)
         self._end(request_id)
         out.append(AbortRequest(request_id, self.epoch))
         text = f"the server failed more than {self._max_recoveries} times while it ran this request"

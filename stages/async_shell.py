@@ -70,6 +70,10 @@ class AsyncShell:
         """Send to the stage that takes such messages."""
         self._outboxes[self._to_stage[type(message)]].send(message)
 
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call back on the loop, 0: in its next turn; an exception ends the stage."""
+        self._loop.call_later(delay_s, self._guard, call)
+
     def forget(self, stage: str) -> None:
         """Drop what `stage` has not taken: it was restarted and will be told everything anew."""
         self._outboxes[stage].forget()

@@ -411,14 +411,22 @@ class Resend(Message, frozen=True):
     unanswered_only: bool
 
 
+class Flush(Message, frozen=True):
+    """Deliver the text that has come and is held: it is time to write to clients again."""
+
+
 # ── supervisor ↔ stages (control socket, descriptors ride along) ─────────────────────────────
 
 
 class Configure(Message, frozen=True):
-    """First message to a stage: the whole configuration (`ServerConfig` as msgpack)."""
+    """First message to a stage: the whole configuration (`ServerConfig` as msgpack).
+
+    `cpus`: the processors that it runs on; none: those that it has.
+    """
 
     config: bytes
     incarnation: int
+    cpus: list[int] = []
 
 
 class ExecutorFacts(Message, frozen=True):

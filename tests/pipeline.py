@@ -38,6 +38,7 @@ from stages.messages import (
     CloseRequest,
     ExecutorFacts,
     FinishReason,
+    Flush,
     GatewayInbound,
     Generate,
     Message,
@@ -290,6 +291,8 @@ class Pipeline:
             union = INBOXES[stage] if key[1] == "inbox" else RECORDS[key[1]]
             messages += [msgspec.msgpack.decode(queue.popleft(), type=union) for _ in range(count)]
         self._say(stage, messages)
+        if self.gateway.holds_text and self._random.randrange(2):
+            self._say(GATEWAY, [Flush()])
 
     def _say(self, stage: str, messages: list[Message]) -> None:
         for message in self._cores[stage].handle(messages, self.now_ns):

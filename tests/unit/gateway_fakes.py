@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from gateway_svc.app import make_app
 from gateway_svc.gateway import Gateway
+from gateway_svc.pacing import WritePacer
 from gateway_svc.sessions import GatewayStage
 from stages.columns import i8_bytes, i32, i32_bytes, u64_bytes
 from stages.config import ModelFacts, ServerConfig
@@ -178,6 +179,14 @@ class FakePipeline:
         self._play(messages[1:])
 
 
+class Unpaced(WritePacer):
+    """Lets every step be written at once."""
+
+    def delay(self, now: float) -> float:
+        """Never."""
+        return 0.0
+
+
 def group_state(now_ns: int, *, is_ready: bool = True, **scheduler: Any) -> GroupState:
     """All five stages heard of at `now_ns`; `scheduler`: fields of its state that differ."""
     stages = [StageState(name, 100, 1, is_ready, now_ns, 1, 0) for name in STAGE_NAMES]
@@ -213,12 +222,26 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    script: Script = answer, *, has_begun: bool = True, **changes: Any
+    script: Script = answer,
+    *,
+    has_begun: bool = True,
+    pacer: WritePacer | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Served]:
-    """Serve over a real socket, in epoch 1 unless told otherwise."""
+    """Serve over a real socket, in epoch 1 and writing each step at once unless told otherwise."""
     config = make_config(**changes)
     pipeline = FakePipeline(script)
-    gateway = Gateway(config, GatewayStage(config, incarnation=1), pipeline.send)
+
+    def call_later(delay_s: float, call: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(delay_s, call)
+
+    gateway = Gateway(
+        config,
+        GatewayStage(config, incarnation=1),
+        pipeline.send,
+        call_later,
+        pacer=pacer or Unpaced(),
+    )
     pipeline.gateway = gateway
     if has_begun:
         gateway.begin_epoch(BeginEpoch(1, ExecutorFacts()))

@@ -22,6 +22,7 @@ from stages.messages import (
     Drained,
     ExecutorFacts,
     FinishReason,
+    Flush,
     Generate,
     Message,
     OpenRequest,
@@ -31,6 +32,7 @@ from stages.messages import (
     RequestStarted,
     Resend,
     SamplingParams,
+    TextOutputs,
     TextPrompt,
     Tokenize,
     Tokenized,
@@ -55,8 +57,13 @@ class Driver:
         return request_id, self.tell(OpenRequest(draft))
 
     def step(self, request_id: int, *token_ids: int, reason: int = 0, epoch: int = 1) -> Any:
+        """A step of one request, written at once."""
+        return self.tell(self.outputs(request_id, *token_ids, reason=reason, epoch=epoch), Flush())
+
+    @staticmethod
+    def outputs(request_id: int, *token_ids: int, reason: int = 0, epoch: int = 1) -> TextOutputs:
         text = "".join(f"{token_id} " for token_id in token_ids)
-        return self.tell(text_outputs(epoch, (request_id, list(token_ids), text, reason)))
+        return text_outputs(epoch, (request_id, list(token_ids), text, reason))
 
 
 def test_no_two_gateways_and_no_two_lives_mint_the_same_ids() -> None:
@@ -99,6 +106,56 @@ def test_one_step_is_split_into_deltas_of_its_requests() -> None:
         Delta(first, i32_bytes([5, 6]), "aa"),
     ]
     assert driver.core.num_open == 1
+
+
+def test_text_is_held_until_it_is_time_but_never_a_first_token_nor_an_end() -> None:
+    driver = Driver()
+    request_id, _ = driver.open()
+    other, _ = driver.open()
+    assert driver.tell(driver.outputs(request_id, 5)) == [Delta(request_id, i32_bytes([5]), "5 ")]
+    assert driver.tell(driver.outputs(request_id, 6), driver.outputs(request_id, 7)) == []
+    assert driver.core.holds_text
+    assert driver.tell(driver.outputs(other, 1)) == [Delta(other, i32_bytes([1]), "1 ")]
+    assert driver.tell(Flush()) == [Delta(request_id, i32_bytes([6, 7]), "6 7 ")]
+    assert not driver.core.holds_text
+    assert driver.tell(driver.outputs(request_id, 8)) == []
+    end = driver.tell(driver.outputs(request_id, 9, reason=FinishReason.LENGTH))
+    assert end == [Delta(request_id, i32_bytes([8, 9]), "8 9 ", FinishReason.LENGTH)]
+    assert driver.tell(Flush()) == []
+    assert driver.core.progress() == 6 + 1
+
+
+def test_log_probabilities_take_along_what_is_held() -> None:
+    driver = Driver()
+    request_id, _ = driver.open()
+    driver.step(request_id, 5)
+    driver.tell(driver.outputs(request_id, 6))
+    token = token_logprob("7 ", 7, 0)
+    out = driver.tell(OutputLogprobs(request_id, 1, [token]), driver.outputs(request_id, 7))
+    assert out == [Delta(request_id, i32_bytes([6, 7]), "6 7 ", logprobs=[token])]
+
+
+def test_what_is_held_comes_before_an_error() -> None:
+    driver = Driver(max_recoveries=0)
+    refused, _ = driver.open()
+    given_up, _ = driver.open()
+    for token_id in (5, 6):
+        for request_id in (refused, given_up):
+            driver.tell(driver.outputs(request_id, token_id))
+    held, error = driver.tell(RequestRejected(refused, 1, 500, "broken", "it broke"))
+    assert held == Delta(refused, i32_bytes([6]), "6 ")
+    assert isinstance(error, RequestRejected)
+    held, _, error = driver.tell(Resend(2, unanswered_only=False))
+    assert held == Delta(given_up, i32_bytes([6]), "6 ")
+    assert isinstance(error, RequestRejected)
+
+
+def test_a_client_that_has_left_gets_nothing_of_what_is_held() -> None:
+    driver = Driver()
+    request_id, _ = driver.open()
+    driver.step(request_id, 5)
+    driver.tell(driver.outputs(request_id, 6), CloseRequest(request_id))
+    assert driver.tell(Flush()) == []
 
 
 def test_logprobs_travel_with_the_delta_of_their_tokens() -> None:

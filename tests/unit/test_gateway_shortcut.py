@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from gateway_svc.openai.chat import ChatWording
 from gateway_svc.openai.completions import CompletionWording
 from gateway_svc.openai.fields import ChatFields, CompletionFields
 from gateway_svc.openai.outputs import Output
+from gateway_svc.pacing import WritePacer
 from gateway_svc.sse import EventTemplate, event
 from stages.messages import AbortRequest, FinishReason, Generate, RequestRejected
 from tests.unit.gateway_fakes import (
@@ -123,7 +125,7 @@ def count_takes(served: Served) -> list[int]:
     return taken
 
 
-async def test_steps_that_come_at_once_keep_their_order_and_their_events() -> None:
+async def test_steps_that_come_at_once_make_one_event_and_keep_their_order() -> None:
     async with serving(silence) as served, raw_post(served, "1.1") as reader:
         request_id = (await served.pipeline.receive(Generate)).request_id
         texts = [f"w{index} " for index in range(9)]
@@ -137,7 +139,28 @@ async def test_steps_that_come_at_once_keep_their_order_and_their_events() -> No
         served.gateway.on_messages([*steps[5:], end])
         data = await reader.read()
     tail = data.partition(b"\r\n")[2]
-    assert [choice(each)["text"] for each in decode(unchunk(tail))[:-1]] == [*texts[5:], "end"]
+    (event,) = decode(unchunk(tail))[:-1]
+    assert choice(event)["text"] == "".join([*texts[5:], "end"])
+    assert choice(event)["finish_reason"] == "length"
+
+
+async def test_writes_that_take_long_make_text_wait_for_the_next_round() -> None:
+    pacer = WritePacer()
+    async with serving(silence, pacer=pacer) as served, raw_post(served, "1.1") as reader:
+        request_id = (await served.pipeline.receive(Generate)).request_id
+
+        def step(index: int) -> None:
+            served.gateway.on_messages([text_outputs(1, (request_id, [index], f"w{index} ", 0))])
+
+        step(0)
+        await reader.readuntil(b"w0 ")
+        now = time.perf_counter()
+        pacer.observe(now, now + 1.0)
+        step(1)
+        step(2)
+        step(3)
+        data = await reader.readuntil(b"w3 ")
+    assert b"w1 w2 w3 " in data
 
 
 async def test_a_client_that_leaves_with_text_on_its_way_harms_nobody() -> None:
