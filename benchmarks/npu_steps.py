@@ -20,6 +20,11 @@ from stages.bench.figures import ModeFigures
 from stages.bench.report import Report, Row
 from tests.emulated_cann.load import environment
 
+# What a recorded step has to reach: an eager one's launch time over its own, and the device's share
+# of the step.
+MIN_LAUNCH_RATIO = 10.0
+MIN_BUSY = 0.95
+
 HEADING = (
     f"{'batch':>5} {'steps':<9} {'launch us':>9} {'device us':>9} {'step us':>8} {'busy':>6} "
     f"{'eager / captured':>16}"
@@ -51,10 +56,31 @@ def table(captured: Sequence[Row], eager: Sequence[Row]) -> str:
     for one, other in zip(captured, eager, strict=True):
         fast, slow = one.overlapped, other.overlapped
         work_us = _device_us(fast)
-        ratio = slow.launch_us_p50 / fast.launch_us_p50
+        ratio = _launch_ratio(one, other)
         lines.append(f"{_line(one.batch, 'captured', fast, work_us)} {ratio:>15.1f}x")
         lines.append(_line(other.batch, "eager", slow, min(work_us, _device_us(slow))))
     return "\n".join(lines)
+
+
+def bars(captured: Row, eager: Row) -> str:
+    """What the recorded steps of one batch size reach, beside what they have to."""
+    ratio, busy = _launch_ratio(captured, eager), captured.overlapped.device_busy
+    reached = (
+        (
+            f"launch eager / captured {ratio:.1f}",
+            f"{MIN_LAUNCH_RATIO:g}",
+            ratio >= MIN_LAUNCH_RATIO,
+        ),
+        (f"device busy {busy:.1%}", f"{MIN_BUSY:.0%}", busy >= MIN_BUSY),
+    )
+    return "\n".join(
+        f"batch {captured.batch}: {text}, bar {bar}: {'met' if is_met else 'missed'}"
+        for text, bar, is_met in reached
+    )
+
+
+def _launch_ratio(captured: Row, eager: Row) -> float:
+    return eager.overlapped.launch_us_p50 / captured.overlapped.launch_us_p50
 
 
 def _device_us(figures: ModeFigures) -> float:
@@ -80,6 +106,7 @@ def main() -> None:
     captured, eager = (measure(arguments, enforce_eager) for enforce_eager in (False, True))
     print("Host times are real; the device's are those of a model (figures_910b.h), not a card's.")
     print(table(captured, eager))
+    print(bars(captured[-1], eager[-1]))
 
 
 if __name__ == "__main__":

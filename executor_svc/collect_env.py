@@ -5,19 +5,19 @@ Reads files, package metadata and what the vendors' tools print; loads no device
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from itertools import chain
 from typing import NamedTuple
+
+from stages.card_place import PlaceUnknown, card_place, format_cpulist
+from stages.host import Host
 
 PACKAGES = ("headrace", "torch", "torch-npu", "triton", "transformers", "tokenizers", "numpy")
 # Instructions that decide which CPU kernels run and how fast.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16", "sve")
-TOOL_TIMEOUT_S = 20
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimddp", "bf16", "sve")
 ASCEND = "usr/local/Ascend"
 
 
@@ -36,17 +36,6 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def tool_output(command: Sequence[str]) -> str | None:
-    """What a tool prints, None if it is missing or fails."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def kernel_build() -> str:
     """The compiled CPU kernels that this machine loads, or why it has none."""
     from executor_svc.ops.native.library import LibraryUnavailable, load_library
@@ -58,21 +47,11 @@ def kernel_build() -> str:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Host):
     """Where the facts come from: a test brings its own."""
 
-    root: Path = Path("/")
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     version_of: Callable[[str], str | None] = installed_version
-    output_of: Callable[[Sequence[str]], str | None] = tool_output
     kernels: Callable[[], str] = kernel_build
-
-    def read(self, path: str) -> str:
-        """A file's text, '' if it cannot be read."""
-        try:
-            return (self.root / path).read_text(errors="replace")
-        except OSError:
-            return ""
 
 
 def collect_env(machine: Machine | None = None) -> list[str]:
@@ -134,6 +113,8 @@ def _ascend(machine: Machine) -> Iterator[Fact]:
     yield Fact("NPU firmware", _version(machine.read(f"{ASCEND}/firmware/version.info")))
     yield Fact("CANN", _cann_version(machine, home.lstrip("/")))
     yield Fact("NPU cards", " ".join(card.name for card in cards) or NONE)
+    if cards:
+        yield Fact("NPU place", _place(machine, "npu"))
     yield from _lines("npu-smi", machine.output_of(["npu-smi", "info"]))
 
 
@@ -141,7 +122,19 @@ def _nvidia(machine: Machine) -> Iterator[Fact]:
     driver = machine.read("proc/driver/nvidia/version").split("\n")[0]
     query = ["--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader"]
     yield Fact("NVIDIA driver", driver or NONE)
+    if driver:
+        yield Fact("GPU place", _place(machine, "cuda"))
     yield from _lines("nvidia-smi", machine.output_of(["nvidia-smi", *query]))
+
+
+def _place(machine: Machine, device: str) -> str:
+    """Of the first visible card, as `--cpu-binding auto` sees it."""
+    try:
+        place = card_place(device, machine)
+    except PlaceUnknown as unknown:
+        return f"unknown: {unknown}"
+    cpus = format_cpulist(chain.from_iterable(place.cores))
+    return f"{place.address}, NUMA node {place.node}, processors {cpus}"
 
 
 def _lines(tool: str, output: str | None) -> Iterator[Fact]:

@@ -6,15 +6,14 @@ Everything but asynchrony is as on a device, so the executor's logic is tested w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from executor_svc.accelerator.device import Captured
+from executor_svc.accelerator.device import Captured, DecodeOutput
 from executor_svc.accelerator.stage import AcceleratorStage
 from executor_svc.accelerator.steps import StepLauncher
 from executor_svc.batch import ForwardBatch
@@ -29,7 +28,8 @@ from executor_svc.models.model import Model
 from executor_svc.ops.cpu import CpuOps
 from executor_svc.ops.cpu_attention import CpuAttentionPlan
 from executor_svc.ops.fallback import Fallbacks
-from sampler_svc.sampling import DrawFromLikeliest
+from sampler_svc.sampling import DrawFromLikeliest, LikeliestKeeper
+from stages.columns import Int32Array
 from stages.config import ServerConfig
 from stages.trace import Trace
 
@@ -38,16 +38,17 @@ from stages.trace import Trace
 class RepeatedCall:
     """A capture that computes anew: what it reads and writes must be the same memory."""
 
-    run: Callable[[], Tensor]
-    output: Tensor
+    run: Callable[[], DecodeOutput]
+    output: DecodeOutput
     num_replays: int = 0
 
-    def set_lengths(self, seq_lens: Sequence[int]) -> None:
+    def set_lengths(self, seq_lens: Int32Array) -> None:
         """The operators read them from the batch."""
 
     def replay(self) -> None:
         self.num_replays += 1
-        self.output.copy_(self.run())
+        for part, new in zip(self.output, self.run(), strict=True):
+            part.copy_(new)
 
 
 class HostTimer:
@@ -83,10 +84,10 @@ class CpuDevice:
     module: Any = torch.cpu
     torch_device = torch.device("cpu")
     is_pinning = False
-    num_captures = 2
 
     def __init__(self, draw_from_likeliest: DrawFromLikeliest | None = None) -> None:
         self.draw_from_likeliest = draw_from_likeliest
+        self.likeliest_keeper: LikeliestKeeper | None = None
         self.fallbacks = Fallbacks()
         self.ops = TensorLengthOps()
         self.event: Callable[[], Any] = torch.cpu.Event
@@ -106,9 +107,15 @@ class CpuDevice:
     def memory(self) -> HostMemory:
         return measure_host_memory()
 
-    def capture(self, run: Callable[[], Tensor], stream: Any) -> Captured:
-        self.captures.append(RepeatedCall(run, run().clone()))
+    def release_unused(self) -> None:
+        """The host's allocator keeps nothing that counts."""
+
+    def capture(self, run: Callable[[], DecodeOutput], stream: Any, capacity: int) -> Captured:
+        self.captures.append(RepeatedCall(run, run()))
         return self.captures[-1]
+
+    def use_stream(self, stream: Any) -> None:
+        """There is one stream."""
 
     def enter_thread(self) -> None:
         """There is one CPU."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from executor_svc.accelerator.device import Captured, DeviceUnavailable
+from executor_svc.accelerator.device import Captured, DecodeOutput, DeviceUnavailable
 from executor_svc.accelerator.torch_device import TorchDevice
 from executor_svc.ops.fallback import Fallbacks
 from executor_svc.ops.interface import Ops
 from executor_svc.ops.reference import ReferenceOps
+from stages.columns import Int32Array
 
 # The first with bfloat16 tensor cores and asynchronous copies to shared memory (A100).
 MIN_CAPABILITY = (8, 0)
 
 
 class CudaDevice(TorchDevice):
-    """Implements `Device`. A replay takes nothing from the host: one capture a bucket suffices."""
+    """Implements `Device`. A replay takes nothing from the host."""
 
     def __init__(self, index: int = 0, uses_fusion: bool = True) -> None:
         """`uses_fusion`: Triton's kernels, else plain torch.
@@ -38,8 +38,9 @@ class CudaDevice(TorchDevice):
             self.draw_from_likeliest = draw_from_likeliest
         self._pool: Any = torch.cuda.graph_pool_handle()
 
-    def capture(self, run: Callable[[], Tensor], stream: Any) -> Captured:
+    def capture(self, run: Callable[[], DecodeOutput], stream: Any, capacity: int) -> Captured:
         """See `Device`."""
+        run()
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may copy results and wait for events meanwhile.
         with torch.cuda.graph(
@@ -50,11 +51,11 @@ class CudaDevice(TorchDevice):
 
 
 class _CudaGraph:
-    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, output: DecodeOutput) -> None:
         self.output = output
         self._graph = graph
 
-    def set_lengths(self, seq_lens: Sequence[int]) -> None:
+    def set_lengths(self, seq_lens: Int32Array) -> None:
         """See `Captured`: the kernels read the lengths on the device."""
 
     def replay(self) -> None:

@@ -5,8 +5,8 @@ The executor is written against `Device` alone: NPU, CUDA, and the CPU as their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,27 +14,38 @@ from torch import Tensor
 from executor_svc.kv_cache import HostMemory, KvCache, KvSpec
 from executor_svc.ops.fallback import Fallbacks
 from executor_svc.ops.interface import Ops
-from sampler_svc.sampling import DrawFromLikeliest
+from sampler_svc.sampling import DrawFromLikeliest, LikeliestKeeper
+from stages.columns import Int32Array
 from stages.errors import HeadraceError
+
+# The context length of a row that only fills a batch up to its bucket: its own token.
+PADDING_LEN = 1
 
 
 class DeviceUnavailable(HeadraceError):
     """The device that was asked for is not there; the text says what is missing."""
 
 
+class DecodeOutput(NamedTuple):
+    """Of a decode step of n rows: logits float32 [n, vocab], the likeliest tokens int64 [n]."""
+
+    logits: Tensor
+    likeliest: Tensor
+
+
 class Captured(Protocol):
-    """A recorded sequence of kernels that reads and writes the same memory at each replay."""
+    """A recorded decode step, which reads and writes the same memory at each replay."""
 
     @property
-    def output(self) -> Tensor:
+    def output(self) -> DecodeOutput:
         """What the recorded function gave; each replay writes it anew."""
         ...
 
-    def set_lengths(self, seq_lens: Sequence[int]) -> None:
-        """For kernels that take lengths from the host; what follows on its stream waits for them.
+    def set_lengths(self, seq_lens: Int32Array) -> None:
+        """For kernels that take lengths from the host; in the order of the stream.
 
-        `seq_lens`: the context length of each row of the captured batch, this step's token
-        included.
+        `seq_lens`: the context lengths of the batch's first rows, this step's token included;
+        the other rows are padding.
         """
         ...
 
@@ -49,9 +60,8 @@ class Device(Protocol):
     module: `torch.npu`, `torch.cuda` or `torch.cpu`: Stream, Event, stream(), synchronize().
     torch_device: with its index. ops: its operators. fallbacks: what those could not do.
     is_pinning: whether copies run beside the host, from and to pinned memory.
-    draw_from_likeliest: its own kernel for rows with top-k or top-p, if it has one.
-    num_captures: how often each decode bucket is captured. Two, used in turn, where a replay needs
-    host inputs: those of the next step may be set while the one before still runs.
+    draw_from_likeliest, likeliest_keeper: its own kernels for rows with top-k or top-p, if it has
+    any; see `TorchHead`.
     """
 
     @property
@@ -70,10 +80,10 @@ class Device(Protocol):
     def is_pinning(self) -> bool: ...
 
     @property
-    def num_captures(self) -> int: ...
+    def draw_from_likeliest(self) -> DrawFromLikeliest | None: ...
 
     @property
-    def draw_from_likeliest(self) -> DrawFromLikeliest | None: ...
+    def likeliest_keeper(self) -> LikeliestKeeper | None: ...
 
     def cache_spec(self, spec: KvSpec) -> KvSpec:
         """What the cache stores for a model of `spec`: heads may be padded."""
@@ -84,15 +94,23 @@ class Device(Protocol):
         ...
 
     def memory(self) -> HostMemory:
-        """Bytes of the device: in all, and free now."""
+        """Bytes of the device: in all, and free now, what torch's allocator keeps left out."""
         ...
 
-    def capture(self, run: Callable[[], Tensor], stream: Any) -> Captured:
-        """Record what `run` enqueues on `stream`, without computing it.
+    def release_unused(self) -> None:
+        """Free what torch's allocator keeps for later."""
+        ...
 
-        `run` has run before, so that nothing is compiled or loaded in between. All captures share
+    def capture(self, run: Callable[[], DecodeOutput], stream: Any, capacity: int) -> Captured:
+        """Run `run`, which compiles and loads what it needs, then record what it enqueues.
+
+        `stream` is the current one; `capacity`: the longest context of a row. All captures share
         a pool of memory: an output holds until the next replay of any of them.
         """
+        ...
+
+    def use_stream(self, stream: Any) -> None:
+        """Make it the calling thread's current stream."""
         ...
 
     def event(self) -> Any:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle
 from typing import Any
 
-from torch import Tensor
-
-from executor_svc.accelerator.device import Captured, Device
+from executor_svc.accelerator.device import Captured, DecodeOutput, Device
 
 # Beyond this many rows launching is a small part of a step.
 LARGEST_BUCKET = 512
-# The context length of a padding row: its own token.
-PADDING_LEN = 1
 
 
 def batch_buckets(max_num_rows: int) -> list[int]:
@@ -28,31 +23,27 @@ def batch_buckets(max_num_rows: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Records a decode step once a bucket (or twice, see `Device.num_captures`), then replays."""
+    """Records a decode step once a bucket."""
 
     def __init__(
-        self, device: Device, stream: Any, buckets: Sequence[int], decode: Callable[[int], Tensor]
+        self,
+        device: Device,
+        stream: Any,
+        buckets: Sequence[int],
+        decode: Callable[[int], DecodeOutput],
+        capacity: int,
     ) -> None:
-        """`decode`: enqueue a step of so many rows, return its logits [rows, vocab]."""
-        self._buckets = buckets
-        self._captures: dict[int, Iterator[Captured]] = {}
+        """`decode`: enqueue a step of so many rows. `capacity`: the longest context of a row."""
         # The largest first: the smaller ones fit into the memory that it took.
-        for bucket in sorted(buckets, reverse=True):
-            run = partial(decode, bucket)
-            run()  # compiles and loads what a capture must not
-            copies = [device.capture(run, stream) for _ in range(device.num_captures)]
-            self._captures[bucket] = cycle(copies)
+        recorded = {
+            bucket: device.capture(partial(decode, bucket), stream, capacity)
+            for bucket in sorted(buckets, reverse=True)
+        }
+        self._captured = [(bucket, recorded[bucket]) for bucket in sorted(buckets)]
 
-    def bucket(self, num_rows: int) -> int | None:
-        """The smallest recorded size that holds so many rows."""
-        return next((bucket for bucket in self._buckets if bucket >= num_rows), None)
-
-    def take(self, bucket: int, seq_lens: Sequence[int]) -> Captured:
-        """The recorded step whose turn it is, told its lengths."""
-        captured = next(self._captures[bucket])
-        padding = [PADDING_LEN] * (bucket - len(seq_lens))
-        captured.set_lengths([*seq_lens, *padding])
-        return captured
+    def of(self, num_rows: int) -> Captured | None:
+        """The recorded step of the smallest size that holds so many rows."""
+        return next((own for bucket, own in self._captured if bucket >= num_rows), None)
 
 
 class GraphCounts:

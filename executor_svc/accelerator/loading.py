@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from executor_svc.accelerator.device import Device
+from executor_svc.accelerator.first_step import run_first_step
 from executor_svc.accelerator.stage import AcceleratorStage
 from executor_svc.accelerator.steps import StepLauncher
-from executor_svc.batch import ForwardBatch, Span
-from executor_svc.kv_cache import GIB, MIN_BLOCKS, KvCache, KvCacheLimits, size_kv_cache
+from executor_svc.accelerator.transfers import Transfers
+from executor_svc.kv_cache import GIB, KvCache, KvCacheLimits, size_kv_cache
 from executor_svc.model_config import ModelConfig, load_model_config
 from executor_svc.models.decoder import Decoder
 from executor_svc.models.decoder_config import FAMILIES
@@ -20,7 +21,7 @@ from executor_svc.models.decoder_loader import load_decoder
 from executor_svc.models.model import Model
 from executor_svc.ops.cpu import CpuOps
 from executor_svc.ops.fusion import ModelNeeds, attention_fallback, report
-from executor_svc.ops.npu_limits import FUSED_DTYPES
+from executor_svc.ops.npu_limits import FUSED_DTYPES, MAX_RECORDED_LEN
 from executor_svc.weights import resolve_dtype
 from stages.config import ServerConfig
 from stages.model_folder import model_path
@@ -28,8 +29,6 @@ from stages.trace import Trace
 
 # Of what is free when the weights are there, if nobody says otherwise.
 DEFAULT_UTILIZATION = 0.9
-# Tokens of the step that only makes kernels compile and load.
-SMALL_STEP = 32
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +40,40 @@ def load_stage(config: ServerConfig, trace: Trace) -> tuple[AcceleratorStage, Kv
         DeviceUnavailable: the accelerator is not there; the text says what is missing.
         ModelLoadError: the model cannot be served.
     """
-    device = open_device(config.device, uses_fusion=config.operator_fusion == "on")
+    device = open_device(
+        config.device,
+        uses_fusion=config.operator_fusion == "on",
+        tiles_weights=config.weight_format == "nz",
+    )
     folder = model_path(config)
     started = time.monotonic()
     before = device.memory().available
     model = load_device_model(folder, load_model_config(folder), config.dtype, device)
     seconds = time.monotonic() - started
     logger.info("Loading weights took %.2f seconds", seconds)
+    device.release_unused()
     taken = max(0, before - device.memory().available)
     logger.info("Model loading took %.4f GiB memory and %.6f seconds", taken / GIB, seconds)
-    _run_once(config, device, model)
+    transfers = Transfers(device, config.parallel_streams)
+    run_first_step(config, device, model, transfers)
+    if config.memory_policy == "dynamic":
+        device.release_unused()
     kv_cache = _make_kv_cache(config, device, model)
     no_graphs_because = why_no_graphs(config, model)
     started = time.monotonic()
-    launcher = StepLauncher(config, device, model, kv_cache, no_graphs_because)
+    launcher = StepLauncher(config, device, model, kv_cache, no_graphs_because, transfers)
     if no_graphs_because is None:
         logger.info("Graph capturing finished in %.0f secs", time.monotonic() - started)
+        if config.memory_policy == "static":
+            # Recording has given the workspace of eager steps back.
+            run_first_step(config, device, model, transfers)
     else:
         logger.warning("Decode steps run eagerly: %s", no_graphs_because.replace("_", " "))
     return AcceleratorStage(device, launcher, trace), kv_cache
 
 
-def open_device(kind: str, uses_fusion: bool = True) -> Device:
-    """The first accelerator of a kind, npu or cuda.
+def open_device(kind: str, uses_fusion: bool = True, tiles_weights: bool = False) -> Device:
+    """The first accelerator of a kind, npu or cuda. `tiles_weights`: see `NpuOps`.
 
     Raises:
         DeviceUnavailable: it is not there; the text says what is missing.
@@ -71,7 +81,7 @@ def open_device(kind: str, uses_fusion: bool = True) -> Device:
     if kind == "npu":
         from executor_svc.accelerator.npu import NpuDevice
 
-        return NpuDevice(uses_fusion=uses_fusion)
+        return NpuDevice(uses_fusion=uses_fusion, tiles_weights=tiles_weights)
     from executor_svc.accelerator.cuda import CudaDevice
 
     return CudaDevice(uses_fusion=uses_fusion)
@@ -112,25 +122,9 @@ def why_no_graphs(
     needs = ModelNeeds(model.config, dtype, config.block_size, fused_dtypes)
     if attention_fallback(report(config.device, needs)):
         return "attention_falls_back"
+    if config.device == "npu" and config.max_model_len > MAX_RECORDED_LEN:
+        return "context_beyond_decode_kernel"
     return None
-
-
-def _run_once(config: ServerConfig, device: Device, model: Model) -> None:
-    """Run a step of a decoding row and a prompt, so that no request waits for kernels to compile.
-
-    With static memory it is the largest one: what it needs is taken before the cache is sized.
-    """
-    spec, block_size = device.cache_spec(model.kv_spec), config.block_size
-    num_tokens = min(config.max_num_batched_tokens, config.max_model_len)
-    if config.memory_policy == "dynamic":
-        num_tokens = min(num_tokens, SMALL_STEP)
-    # All of it lands in the null block: nothing reads it.
-    lengths = [1, num_tokens - 1] if num_tokens > 1 else [1]
-    spans = [Span([0] * length, 0, [0] * -(-length // block_size)) for length in lengths]
-    batch = ForwardBatch.from_spans(spans, block_size).to(device.torch_device)
-    with torch.inference_mode():
-        model.forward(batch, device.allocate_kv_cache(spec, MIN_BLOCKS, block_size))
-    device.module.synchronize()
 
 
 def _make_kv_cache(config: ServerConfig, device: Device, model: Model) -> KvCache:

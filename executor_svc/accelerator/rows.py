@@ -54,6 +54,11 @@ class DeviceRows:
             self._tokens_before = transfers.upload(np.arange(num_rows, dtype=np.int32))
         self._decoding_host: Int32Array = np.zeros(0, dtype=np.int32)
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row's block table has places for."""
+        return self._block_tables.shape[1] * self._block_size
+
     def change_tables(self, changes: TableChanges) -> None:
         """Write the block table entries that a step sets."""
         if len(changes.places):

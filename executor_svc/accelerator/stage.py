@@ -97,6 +97,7 @@ class AcceleratorStage:
         launched = self._launched.popleft()
         start_ns, end_ns = self._clock.interval(launched.started, launched.ended, seen_ns)
         result = launched.result
+        self._launcher.note_tokens(result)
         self._trace.record(What.DEVICE, result.step_id, launched.num_tokens, start_ns, end_ns)
         self._num_steps += 1
         self._num_tokens += launched.num_tokens

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from executor_svc.accelerator.device import Device
-from executor_svc.accelerator.graphs import PADDING_LEN, DecodeGraphs, GraphCounts, batch_buckets
+from executor_svc.accelerator.device import PADDING_LEN, DecodeOutput, Device
+from executor_svc.accelerator.first_step import make_sampler
+from executor_svc.accelerator.graphs import DecodeGraphs, GraphCounts, batch_buckets
 from executor_svc.accelerator.results import LaunchedStep, StepResult, bring_down
 from executor_svc.accelerator.rows import DeviceRows
 from executor_svc.accelerator.transfers import Transfers
 from executor_svc.kv_cache import KvCache
 from executor_svc.models.model import Model
 from executor_svc.rows import PromptSpan, RowTable
-from sampler_svc.sampling import LogprobColumns, RowSampler, TorchHead, prompt_logprobs
+from sampler_svc.sampling import LogprobColumns, prompt_logprobs
 from stages.columns import i32
 from stages.config import ServerConfig
 from stages.messages import ExecuteStep, StepTokens
@@ -31,13 +32,15 @@ from stages.persistent_batch import StepRows
 class _Forward(NamedTuple):
     """`logits` float32 [m + p, vocab]: of the rows `sampled_rows` int64 [m], then of `spans`.
 
-    `started`: a timing event before its first kernel.
+    `started`: a timing event before its first kernel. `likeliest`: tokens int64 [m] that the model
+    chose itself, and that its next step starts from unless others are sampled.
     """
 
     started: Any
     logits: Tensor
     sampled_rows: Tensor
     spans: list[PromptSpan]
+    likeliest: Tensor | None = None
 
 
 class StepLauncher:
@@ -74,20 +77,9 @@ class StepLauncher:
         """Free every row; called when nothing is being computed."""
         config = self._config
         self._table = RowTable(config.max_num_seqs, config.max_model_len, self._kv_cache.block_size)
-        self._sampler = RowSampler(
-            config.max_num_seqs,
-            config.facts.vocab_size,
-            self._device.torch_device,
-            upload=self.transfers.upload,
-            head=self._own_head(),
-        )
+        self._sampler = make_sampler(config, self._device, self.transfers)
         with self.transfers.on_compute():
             self._rows.set_decoding(np.zeros(0, dtype=np.int32))
-
-    def _own_head(self) -> TorchHead | None:
-        """A sampling head around the device's own kernel, where it has one."""
-        draw = self._device.draw_from_likeliest
-        return None if draw is None else TorchHead(self.transfers.upload, draw)
 
     def has_inputs(self, step: ExecuteStep) -> bool:
         """Whether the tokens that `step` starts from have come."""
@@ -96,6 +88,14 @@ class StepLauncher:
     def receive_tokens(self, message: StepTokens) -> None:
         """Take tokens that were sampled elsewhere."""
         self._table.receive_tokens(message)
+
+    def note_tokens(self, result: StepResult) -> None:
+        """Know the tokens of a step that have come down: what rows that lag may sample needs them.
+
+        A row's next owner is admitted by a plan that was made behind the row's last tokens.
+        """
+        if result.token_ids is not None:
+            self._sampler.note_tokens(result.rows, result.token_ids.numpy())
 
     @torch.inference_mode()
     def launch(self, step: ExecuteStep) -> LaunchedStep:
@@ -126,19 +126,20 @@ class StepLauncher:
         if not self._samples_here:
             token_ids = self._table.last_token_ids(rows.rows)
             self._rows.set_last_tokens_from_host(rows.rows, token_ids)
-        seq_lens: list[int] = (rows.num_computed + 1).tolist()
-        bucket = self._graphs.bucket(num_rows) if self._graphs else None
-        if self._graphs is None or bucket is None:
+        seq_lens = rows.num_computed + 1
+        captured = self._graphs.of(num_rows) if self._graphs else None
+        decoding = self._rows.decoding(num_rows)
+        if captured is None:
             self.counts.count_eager(self._no_graphs_because or "batch_beyond_buckets")
             started = self._note_time()
-            logits = self._decode_eagerly(num_rows, seq_lens)
-        else:
-            self.counts.num_replayed += 1
-            captured = self._graphs.take(bucket, seq_lens)
-            started = self._note_time()
-            captured.replay()
-            logits = captured.output[:num_rows]
-        return _Forward(started, logits, self._rows.decoding(num_rows), [])
+            logits = self._decode_eagerly(num_rows, seq_lens.tolist())
+            return _Forward(started, logits, decoding, [])
+        self.counts.num_replayed += 1
+        captured.set_lengths(seq_lens)
+        started = self._note_time()
+        captured.replay()
+        logits, likeliest = (part[:num_rows] for part in captured.output)
+        return _Forward(started, logits, decoding, [], likeliest)
 
     def _note_time(self) -> Any:
         event = self._device.timing_event()
@@ -155,12 +156,15 @@ class StepLauncher:
 
     @torch.inference_mode()
     def _record_graphs(self) -> DecodeGraphs:
-        def decode(bucket: int) -> Tensor:
-            return self._decode_eagerly(bucket, (PADDING_LEN,) * bucket, is_static=True)
+        def decode(bucket: int) -> DecodeOutput:
+            logits = self._decode_eagerly(bucket, (PADDING_LEN,) * bucket, is_static=True)
+            likeliest = logits.argmax(dim=-1)
+            self._rows.set_last_tokens(self._rows.decoding(bucket), likeliest)
+            return DecodeOutput(logits, likeliest)
 
-        buckets = batch_buckets(self._config.max_num_seqs)
+        stream, buckets = self.transfers.compute, batch_buckets(self._config.max_num_seqs)
         with self.transfers.on_compute():
-            return DecodeGraphs(self._device, self.transfers.compute, buckets, decode)
+            return DecodeGraphs(self._device, stream, buckets, decode, self._rows.capacity)
 
     # ── results ──────────────────────────────────────────────────────────────────────────────
 
@@ -177,6 +181,10 @@ class StepLauncher:
             return replace(result, logits=logits.clone())
         if not len(sampled_rows):
             return replace(result, token_ids=forward.sampled_rows)
+        if forward.likeliest is not None and not self._sampler.needs_logits(sampled_rows):
+            # A copy, since the next replay may begin before this has come down.
+            sampled = self._sampler.take_greedy(forward.likeliest.clone(), sampled_rows)
+            return replace(result, token_ids=sampled.token_ids)
         sampled = self._sampler.sample(logits, sampled_rows)
         self._rows.set_last_tokens(forward.sampled_rows, sampled.token_ids)
         return replace(result, token_ids=sampled.token_ids, logprobs=sampled.logprobs)

@@ -9,15 +9,15 @@ import torch
 from executor_svc.kv_cache import HostMemory, KvCache, KvSpec, allocate_kv_cache
 from executor_svc.ops.fallback import Fallbacks
 from executor_svc.ops.interface import Ops
-from sampler_svc.sampling import DrawFromLikeliest
+from sampler_svc.sampling import DrawFromLikeliest, LikeliestKeeper
 
 
 class TorchDevice:
     """The parts of `Device` that torch's device module gives for any accelerator."""
 
     is_pinning = True
-    num_captures = 1
     draw_from_likeliest: DrawFromLikeliest | None = None
+    likeliest_keeper: LikeliestKeeper | None = None
 
     def __init__(self, kind: str, ops: Ops, fallbacks: Fallbacks, index: int = 0) -> None:
         self.torch_device = torch.device(kind, index)
@@ -35,10 +35,17 @@ class TorchDevice:
         return allocate_kv_cache(spec, num_blocks, block_size, str(self.torch_device))
 
     def memory(self) -> HostMemory:
-        """See `Device`; what torch's allocator holds unused is counted as free."""
+        """See `Device`."""
         free, total = self.module.mem_get_info()
-        unused = self.module.memory_reserved() - self.module.memory_allocated()
-        return HostMemory(total, free + unused)
+        return HostMemory(total, free)
+
+    def release_unused(self) -> None:
+        """See `Device`."""
+        self.module.empty_cache()
+
+    def use_stream(self, stream: Any) -> None:
+        """See `Device`."""
+        self.module.set_stream(stream)
 
     def event(self) -> Any:
         """See `Device`."""

@@ -21,6 +21,7 @@ from executor_svc.ops.npu_limits import (
     cache_head_dim,
     norm_obstacle,
 )
+from executor_svc.ops.npu_weights import tiling_obstacle
 
 
 class OperatorReport(NamedTuple):
@@ -39,6 +40,7 @@ class ModelNeeds:
     dtype: torch.dtype
     block_size: int
     fused_dtypes: frozenset[torch.dtype] = FUSED_DTYPES
+    tiles_weights: bool = False
 
     @property
     def layers(self) -> list[AttentionParams]:
@@ -70,7 +72,7 @@ def npu_report(needs: ModelNeeds) -> list[OperatorReport]:
     obstacle = norm_obstacle(needs.dtype, norm_dtype)
     is_silu = config.activation == "silu"
     return [
-        OperatorReport("linear", TORCH),
+        _npu_linear(needs),
         OperatorReport("rms_norm", "npu_rms_norm"),
         _either("add_rms_norm", "npu_add_rms_norm", obstacle),
         OperatorReport("rotary", "npu_rotary_mul"),
@@ -79,7 +81,7 @@ def npu_report(needs: ModelNeeds) -> list[OperatorReport]:
         OperatorReport("swiglu", "npu_swiglu")
         if is_silu
         else OperatorReport("geglu", TORCH, "two kernels of torch take its place"),
-        OperatorReport("sampling", TORCH),
+        OperatorReport("sampling", "npu_top_k_top_p where the gateway draws the seed, else torch"),
     ]
 
 
@@ -96,6 +98,23 @@ def cuda_report(needs: ModelNeeds) -> list[OperatorReport]:
         OperatorReport(gated, triton),
         OperatorReport("sampling", TORCH),
     ]
+
+
+def _npu_linear(needs: ModelNeeds) -> OperatorReport:
+    if not needs.tiles_weights:
+        return OperatorReport("linear", TORCH)
+    config, dim = needs.config, needs.config.head_dim
+    query_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
+    shapes = {
+        (query_size + 2 * kv_size, config.hidden_size),
+        (config.hidden_size, query_size),
+        (2 * config.intermediate_size, config.hidden_size),
+        (config.hidden_size, config.intermediate_size),
+        (config.vocab_size, config.hidden_size),
+    }
+    obstacles = {tiling_obstacle(needs.dtype, shape) for shape in shapes} - {None}
+    reasons = "; ".join(sorted(filter(None, obstacles)))
+    return OperatorReport("linear", "torch, weights in tiles (FRACTAL_NZ)", reasons)
 
 
 def _npu_attention(needs: ModelNeeds) -> OperatorReport:

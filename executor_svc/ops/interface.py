@@ -124,7 +124,8 @@ class Ops(Protocol):
     ) -> Tensor:
         """query [T, H, D] over each sequence's cached context -> [T, H, D].
 
-        Reads no slot beyond a sequence's context length, whatever it holds.
+        Gives no weight to a slot beyond a sequence's context length, whatever number it holds; only
+        a recorded step on an NPU, which may read a few of them, minds NaN and infinity there.
         """
         ...
 

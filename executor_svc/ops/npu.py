@@ -6,7 +6,9 @@ those of torch_npu 2.13's documentation of each operator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -18,17 +20,19 @@ from executor_svc.batch import ForwardBatch
 from executor_svc.kv_cache import KvCache, LayerKv
 from executor_svc.ops.fallback import Fallbacks
 from executor_svc.ops.interface import AttentionParams, AttentionPlan, LinearWeight
+from executor_svc.ops.npu_decode import AttentionRecorder, VisibleKeys, visible_keys
 from executor_svc.ops.npu_limits import (
     FUSED_DTYPES,
     AttentionShape,
     attention_obstacle,
     norm_obstacle,
 )
+from executor_svc.ops.npu_weights import tiled, tiling_obstacle
 from executor_svc.ops.reference import ReferenceOps
 
 # The one causal mask of every length: the kernel slides it along the diagonal.
 MASK_SIZE = 2048
-CAUSAL, BAND = 3, 4  # sparse_mode
+FULL_MASK, CAUSAL, BAND = 0, 3, 4  # sparse_mode
 # A slot that the kernel skips.
 NO_SLOT = -1
 
@@ -38,13 +42,15 @@ class NpuPlan:
     """A batch, and what the kernels want of it.
 
     slots: int32 [T], -1 where the null block is meant (the kernel wants no slot twice). The lengths
-    are host lists: of the queries cumulative, of the contexts each by itself.
+    are host lists: of the queries cumulative, of the contexts each by itself. `visible` is what
+    the layers of a recorded step see, by their window.
     """
 
     batch: ForwardBatch
     slots: Tensor
     query_ends: list[int]
     seq_lens: list[int]
+    visible: dict[int | None, VisibleKeys] = field(default_factory=dict)
 
 
 class NpuOps:
@@ -55,19 +61,40 @@ class NpuOps:
         fallbacks: Fallbacks,
         device: torch.device,
         fused_dtypes: frozenset[torch.dtype] = FUSED_DTYPES,
+        tiles_weights: bool = False,
     ) -> None:
-        """`fused_dtypes`: what the attention kernel takes; an emulator may take more."""
+        """`fused_dtypes`: what the attention kernel takes; an emulator may take more.
+
+        `tiles_weights`: store projections in the cube units' tiles where that can be done.
+        """
         self._npu: Any = torch.ops.npu
         self._reference = ReferenceOps()
         self._fallbacks = fallbacks
         self._fused_dtypes = fused_dtypes
+        self._tiles_weights = tiles_weights
+        self._recorder: AttentionRecorder | None = None
         mask = torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.int8).triu_(diagonal=1)
         self._mask = mask.to(device)
         # The angles of this step in the kernel's form, by what they were made from.
         self._angles: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
+    @contextmanager
+    def recording(self, recorder: AttentionRecorder) -> Iterator[None]:
+        """Decode steps in this context leave the lengths of their attention to `recorder`."""
+        self._recorder = recorder
+        try:
+            yield
+        finally:
+            self._recorder = None
+
     def prepare_linear(self, weight: Tensor, bias: Tensor | None = None) -> LinearWeight:
-        return LinearWeight(weight, bias)
+        if not self._tiles_weights:
+            return LinearWeight(weight, bias)
+        obstacle = tiling_obstacle(weight.dtype, weight.shape)
+        if obstacle is not None:
+            self._fallbacks.note("weight_tiles", obstacle)
+            return LinearWeight(weight, bias)
+        return LinearWeight(tiled(weight), bias)
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         return F.linear(x, weight.weight, weight.bias)
@@ -129,13 +156,45 @@ class NpuOps:
         if obstacle is not None:
             self._fallbacks.note("attention", obstacle)
             return self._reference.paged_attention(query, cache, plan, params)[..., :dim]
+        if self._recorder is not None:
+            return self._recorded_attention(self._recorder, query, cache, plan, params)[..., :dim]
         return self._fused_attention(query, cache, plan, params)[..., :dim]
+
+    def _recorded_attention(
+        self,
+        recorder: AttentionRecorder,
+        query: Tensor,
+        cache: LayerKv,
+        plan: NpuPlan,
+        params: AttentionParams,
+    ) -> Tensor:
+        """One query a row, in the layout that takes a mask of its own."""
+        _, num_kv_heads, block_size, _ = cache.key.shape
+        window = params.sliding_window
+        if window not in plan.visible:
+            plan.visible[window] = visible_keys(plan.batch, block_size, window)
+        tables, hidden = plan.visible[window]
+        keys, values = _pages(cache)
+        arguments = {
+            "query": query.view(len(query), 1, -1),
+            "key": keys,
+            "value": values,
+            "atten_mask": hidden,
+            "block_table": tables,
+            "num_heads": query.shape[1],
+            "num_key_value_heads": num_kv_heads,
+            "scale": params.scale,
+            "input_layout": "BSH",
+            "sparse_mode": FULL_MASK,
+            "block_size": block_size,
+        }
+        return recorder.attend(arguments, capacity=hidden.shape[-1]).view_as(query)
 
     def _fused_attention(
         self, query: Tensor, cache: LayerKv, plan: NpuPlan, params: AttentionParams
     ) -> Tensor:
-        num_blocks, num_kv_heads, block_size, _ = cache.key.shape
-        keys, values = (part.transpose(1, 2).view(num_blocks, block_size, -1) for part in cache)
+        _, num_kv_heads, block_size, _ = cache.key.shape
+        keys, values = _pages(cache)
         window = params.sliding_window
         band = {} if window is None else {"pre_tokens": window - 1, "next_tokens": 0}
         out: Tensor = self._npu.npu_fused_infer_attention_score(
@@ -179,6 +238,13 @@ class NpuOps:
 def _twice(angles: Tensor) -> Tensor:
     """[T, R / 2] -> [T, 1, 1, R]: both halves of a head turn by the same angles."""
     return torch.cat([angles, angles], dim=-1)[:, None, None]
+
+
+def _pages(cache: LayerKv) -> tuple[Tensor, Tensor]:
+    """Keys and values as the attention takes them: [blocks, block_size, kv_heads * dim] both."""
+    num_blocks, _, block_size, _ = cache.key.shape
+    keys, values = (part.transpose(1, 2).view(num_blocks, block_size, -1) for part in cache)
+    return keys, values
 
 
 def _padded(heads: Tensor, dim: int) -> Tensor:

@@ -12,6 +12,8 @@ BLOCK_SIZE = 128
 HEAD_DIM = 128
 MAX_HEADS = 256
 MAX_GROUP = 64
+# Keys of one query in the layout of recorded steps.
+MAX_RECORDED_LEN = 262_144
 FUSED_DTYPES = frozenset({torch.float16, torch.bfloat16})
 
 

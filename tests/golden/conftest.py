@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +32,21 @@ class Golden:
     logits: Tensor
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+@contextmanager
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.inference_mode():
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +57,8 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Golden]:
 
     def make(family: str) -> Golden:
         if family not in made:
-            made[family] = _generate(build_tiny_model(family, root))
+            with one_thread():  # a fixture of a module may ask before any test does
+                made[family] = _generate(build_tiny_model(family, root))
         return made[family]
 
     return make

@@ -33,11 +33,22 @@ def _run(*files: str, variables: dict[str, str] | None = None, **knobs: object) 
 
 @pytest.mark.timeout(900)  # the first test of a checkout compiles the emulator
 def test_tensors_and_operators() -> None:
-    _run("check_tensors.py", "check_operators.py", "check_matrices.py", mem_mb=256)
+    _run(
+        "check_tensors.py",
+        "check_operators.py",
+        "check_matrices.py",
+        "check_weights.py",
+        "check_gelu.py",
+        mem_mb=256,
+    )
 
 
 def test_fused_operators_their_constraints_and_graphs() -> None:
     _run("check_fused.py", "check_attention.py", "check_constraints.py", "check_graphs.py")
+
+
+def test_memory_policy_and_sampling() -> None:
+    _run("check_memory.py", "check_sampling.py")
 
 
 def test_asynchrony_shows_the_bugs_of_a_host() -> None:

@@ -89,3 +89,4 @@ def test_without_cann_device_npu_ends_at_once(tmp_path: Path) -> None:
     assert "--device npu: torch_npu finds no CANN" in done.stderr
     assert "source its set_env.sh" in done.stderr
     assert "restart" not in done.stderr
+    assert "CPU binding: " in done.stderr

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor_svc.accelerator.completion import Completions, DeviceFault
+from executor_svc.accelerator.device import DecodeOutput
 from executor_svc.accelerator.graphs import LARGEST_BUCKET, DecodeGraphs, batch_buckets
+from executor_svc.accelerator.npu_graph import HEADROOM, MAX_EXCESS, LengthBounds
 from executor_svc.accelerator.rows import DeviceRows
 from executor_svc.accelerator.transfers import Transfers
 from executor_svc.rows import RowTable, TableChanges
@@ -128,20 +130,47 @@ def test_buckets_hold_every_batch_and_waste_less_than_half(max_num_rows: int) ->
 
 
 class TestDecodeGraphs:
-    def make(self) -> tuple[DecodeGraphs, CpuDevice]:
-        device = CpuDevice()
-        stream = device.module.Stream()
-        return DecodeGraphs(device, stream, [1, 2, 4], lambda n: torch.ones(n, 3)), device
-
     def test_a_batch_takes_the_smallest_bucket_that_holds_it(self) -> None:
-        graphs, _ = self.make()
-        assert [graphs.bucket(n) for n in (1, 2, 3, 4, 5)] == [1, 2, 4, 4, None]
+        def decode(num_rows: int) -> DecodeOutput:
+            return DecodeOutput(torch.ones(num_rows, 3), torch.zeros(num_rows, dtype=torch.int64))
 
-    def test_captures_of_a_bucket_take_turns(self) -> None:
-        graphs, device = self.make()
-        for _ in range(4):
-            graphs.take(4, [7, 8, 9]).replay()
-        assert sorted(c.num_replays for c in device.captures if len(c.output) == 4) == [2, 2]
+        device = CpuDevice()
+        graphs = DecodeGraphs(device, device.module.Stream(), [1, 2, 4], decode, capacity=16)
+        taken = [graphs.of(num_rows) for num_rows in (1, 2, 3, 4, 5)]
+        sizes = [None if own is None else len(own.output.logits) for own in taken]
+        assert sizes == [1, 2, 4, 4, None]
+
+
+LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=6)
+
+
+class TestLengthBounds:
+    """What a recorded batch of six rows reads of contexts of at most 1,024 tokens."""
+
+    @given(st.lists(LENGTHS, min_size=1, max_size=8))
+    def test_no_row_is_longer_than_its_bound_and_few_keys_are_read_in_vain(
+        self, steps: list[list[int]]
+    ) -> None:
+        bounds = LengthBounds(6, 1024)
+        for lengths in steps:
+            seq_lens = np.array(lengths, dtype=np.int32)
+            bounds.fit(seq_lens)
+            assert (bounds.values[: len(seq_lens)] >= seq_lens).all()
+            assert bounds.values.max() <= 1024
+            num_padding = 6 - len(seq_lens)
+            excess = int(bounds.values.sum() - seq_lens.sum()) - num_padding
+            assert excess <= MAX_EXCESS * len(seq_lens)
+
+    def test_bounds_hold_for_as_many_steps_as_they_have_room(self) -> None:
+        bounds = LengthBounds(4, 1024)
+        start = np.array([7, 300, 12], dtype=np.int32)
+        changed = [step for step in range(3 * HEADROOM) if bounds.fit(start + step)]
+        assert changed == [0, HEADROOM + 1, 2 * HEADROOM + 2]
+
+    def test_a_context_ends_with_its_block_table(self) -> None:
+        bounds = LengthBounds(1, 256)
+        assert bounds.fit(np.array([250], dtype=np.int32)) is False
+        assert bounds.values.tolist() == [256]
 
 
 class TestDeviceRows:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from executor_svc.accelerator import loading
+from executor_svc.accelerator.first_step import SMALL_STEP
 from executor_svc.batch import ForwardBatch
 from executor_svc.kv_cache import KvCache
 from executor_svc.model_config import load_model_config
 from executor_svc.models.registry import load_model
 from executor_svc.ops.cpu_attention import CpuAttentionPlan
+from executor_svc.ops.npu_limits import BLOCK_SIZE, MAX_RECORDED_LEN
 from sampler_svc.draw import draw_from_top_k, draw_from_top_p
 from stages.messages import SamplingParams
 from stages.model_folder import embedded_model
@@ -52,6 +54,19 @@ class CountingDraw:
         return draw_from_top_p(weights, uniforms, top_p)
 
 
+@pytest.mark.parametrize(
+    ("max_model_len", "reason"),
+    [(MAX_RECORDED_LEN, None), (MAX_RECORDED_LEN + 1, "context_beyond_decode_kernel")],
+)
+def test_a_context_beyond_the_decode_kernel_of_an_npu_is_not_recorded(
+    max_model_len: int, reason: str | None
+) -> None:
+    folder = embedded_model()
+    model = loading.load_device_model(folder, load_model_config(folder), "float32", CpuDevice())
+    config = make_config(folder, device="npu", block_size=BLOCK_SIZE, max_model_len=max_model_len)
+    assert loading.why_no_graphs(config, model, frozenset({torch.float32})) == reason
+
+
 def generate(params: SamplingParams, draw: CountingDraw | None) -> list[list[int]]:
     folder = embedded_model()
     with torch.inference_mode():
@@ -72,8 +87,9 @@ def test_rows_are_drawn_with_the_devices_own_kernel(limits: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("settings", "lengths"),
     [
-        ({"memory_policy": "static"}, (1, 95)),
-        ({"memory_policy": "dynamic"}, (1, loading.SMALL_STEP - 1)),
+        ({"memory_policy": "static"}, (1, 1, 1, 93)),
+        ({"memory_policy": "static", "max_model_len": 40}, (1, 1, 1, 40, 40, 13)),
+        ({"memory_policy": "dynamic"}, (1, SMALL_STEP - 1)),
         ({"memory_policy": "dynamic", "max_num_batched_tokens": 1}, (1,)),
     ],
 )
@@ -82,8 +98,9 @@ def test_a_step_runs_before_the_first_request(
 ) -> None:
     device = CpuDevice()
     device.ops = WatchedOps()
-    monkeypatch.setattr(loading, "open_device", lambda kind, uses_fusion: device)
-    defaults = {"max_num_batched_tokens": 96, "num_blocks": 32, "enforce_eager": True}
+    monkeypatch.setattr(loading, "open_device", lambda kind, **_: device)
+    defaults = {"max_num_batched_tokens": 96, "max_num_seqs": 4, "num_blocks": 256}
+    defaults |= {"enforce_eager": True}
     config = make_config(embedded_model(), device="cuda", **(defaults | settings))
     stage, _ = loading.load_stage(config, Trace())
     stage.close()

@@ -29,7 +29,7 @@ def make_machine(
     def output_of(command: Sequence[str]) -> str | None:
         return (tools or {}).get(command[0])
 
-    return Machine(root, environment or {}, versions.get, output_of, lambda: kernels)
+    return Machine(root, environment or {}, output_of, versions.get, lambda: kernels)
 
 
 def ascend(root: Path) -> None:
@@ -60,7 +60,9 @@ def test_a_plain_machine_matches(tmp_path: Path) -> None:
 def test_an_ascend_host_matches(tmp_path: Path) -> None:
     ascend(tmp_path)
     environment = {"ASCEND_HOME_PATH": "/usr/local/Ascend/ascend-toolkit/latest"}
-    tools = {"npu-smi": "| NPU 910B3 |\n| OK |"}
+    tools = {"npu-smi": "| NPU 910B3 |\n| OK | 0000:C1:00.0 |"}
+    write(tmp_path, "sys/bus/pci/devices/0000:c1:00.0/numa_node", "3\n")
+    write(tmp_path, "sys/devices/system/node/node3/cpulist", "72-95\n")
     versions = {**VERSIONS, "torch-npu": "2.13.0"}
     lines = collect_env(make_machine(tmp_path, versions, tools, environment))
     for line in (
@@ -69,7 +71,8 @@ def test_an_ascend_host_matches(tmp_path: Path) -> None:
         "CANN               8.5.0",
         "NPU cards          davinci0 davinci1",
         "npu-smi            | NPU 910B3 |",
-        "npu-smi            | OK |",
+        "npu-smi            | OK | 0000:C1:00.0 |",
+        "NPU place          0000:c1:00.0, NUMA node 3, processors 72-95",
     ):
         assert line in lines
     assert marks(lines) == NO_MISMATCH

@@ -80,9 +80,13 @@ std::vector<AttentionSpan> spans(const AttentionCall& call) {
 
 namespace {
 
+// What the decode kernel puts in the place of a score that a mask of one's own hides: a sequence
+// with nothing visible gives the mean of its values, not zeros.
+constexpr double kHiddenScore = -1e12;
+
 // Everything that the arithmetic needs, as views of the device's memory.
 struct Attention {
-    Tensor query, key, value, block_table, out, lse;
+    Tensor query, key, value, mask, block_table, out, lse;
     std::string layout;
     int64_t num_heads, num_kv_heads, head_dim, block_size;
     double scale;
@@ -143,6 +147,9 @@ void attend(const Attention& call, const AttentionSpan& span) {
     if (is_masked) {
         scores.masked_fill_(hidden(call, span.num_queries, span.num_keys),
                             -std::numeric_limits<float>::infinity());
+    } else if (call.mode == SparseMode::kFullMask && call.mask.defined()) {
+        Tensor own = call.mask.select(0, span.index).flatten().slice(0, 0, span.num_keys);
+        scores.masked_fill_(own.to(at::kBool), kHiddenScore);
     }
     // A query that sees nothing gives zeros, not NaN.
     Tensor weights =
@@ -160,11 +167,15 @@ Cost cost_of(const AttentionCall& call, const std::vector<AttentionSpan>& spans)
     cost.engine = Engine::kAttention;
     double size = static_cast<double>(c10::elementSize(call.query->dtype()));
     cost.bytes = 2 * size * call.query->numel();
+    bool has_own_mask =
+        call.mask && static_cast<SparseMode>(call.sparse_mode) == SparseMode::kFullMask;
     for (const AttentionSpan& span : spans) {
         double pairs = static_cast<double>(span.num_queries) * span.num_keys;
         if (call.mask && span.num_queries > 1)
             pairs *= 1 - 0.5 * span.num_queries / std::max<int64_t>(span.num_keys, 1);
         cost.bytes += 2 * size * span.num_keys * kv_heads(call) * head_dim(call);
+        // Each head of keys reads the sequence's own mask anew.
+        if (has_own_mask) cost.bytes += static_cast<double>(span.num_keys) * kv_heads(call);
         (call.query->data_type == ACL_FLOAT ? cost.float_flops : cost.half_flops) +=
             4 * pairs * call.num_heads * head_dim(call);
     }
@@ -179,6 +190,7 @@ Plan plan_attention(const AttentionCall& call) {
     Attention work{view(call.query),
                    view(call.key->tensors[0]),
                    view(call.value->tensors[0]),
+                   view(call.mask),
                    view(call.block_table),
                    view(call.out),
                    call.writes_lse ? view(call.lse) : Tensor(),

@@ -10,7 +10,8 @@ enum class SparseMode : int64_t { kFullMask = 0, kCausal = 3, kBand = 4 };
 
 // aclnnFusedInferAttentionScore. Layouts: TND query [T, H, D] with cumulative lengths; BSND, BNSD
 // and BSH with one length a sequence. Keys and values are contiguous in the same layout, or paged:
-// [blocks, block_size, KVH * D] or [blocks, KVH, block_size, D] behind a block table.
+// [blocks, block_size, KVH * D] or [blocks, KVH, block_size, D] behind a block table. A mask is the
+// constant of modes 3 and 4, or with mode 0 and one query a sequence its own: nonzero is hidden.
 struct AttentionCall {
     const aclTensor* query;
     const aclTensorList* key;

@@ -1,7 +1,8 @@
 // What a real card refuses, or computes wrongly without a word, in fused attention.
 //
 // Sources: op-plugin, docs/zh/custom_APIs/torch_npu/torch_npu-npu_fused_infer_attention_score.md,
-// and how vLLM-Ascend calls it.
+// how vLLM-Ascend calls it, and, where the documentation is silent on a mask of one's own, the
+// tiling that refuses (CANN ops-transformer, incre_flash_attention_tiling_check.cpp).
 #include <algorithm>
 
 #include "attention.h"
@@ -17,6 +18,7 @@ constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kMaxBlockSize = 512;
 constexpr int64_t kMaskSize = 2048;
 constexpr int64_t kMaxMasklessQueries = 16;  // of a decode request that drafts tokens
+constexpr int64_t kMaxDecodeKeys = 262144;
 
 void check_tensors(const AttentionCall& call) {
     const aclTensor *query = call.query, *key = call.key->tensors.at(0),
@@ -49,23 +51,49 @@ void check_heads(const AttentionCall& call) {
     }
 }
 
-void check_mask(const AttentionCall& call) {
+void check_mask_type(const aclTensor& mask) {
+    bool is_flags = mask.data_type == ACL_BOOL || mask.data_type == ACL_INT8 ||
+                    mask.data_type == ACL_UINT8;
+    require(is_flags, "atten_mask is bool, int8 or uint8");
+    require(mask.is_contiguous(), "atten_mask is contiguous");
+}
+
+// The form of one query a sequence: [batch, keys] or [batch, 1, 1, keys]. "Q_S = 1: atten_mask's
+// last dimension >= block_table's second dimension * block_size"; without pages it covers the keys.
+void check_own_mask(const AttentionCall& call, const std::vector<AttentionSpan>& spans) {
+    const aclTensor& mask = *call.mask;
+    require(call.layout != "TND", "sparse_mode 0 takes no atten_mask in TND");
+    bool is_decode = call.query->size(call.layout == "BNSD" ? 2 : 1) == 1;
+    require(is_decode, "sparse_mode 0 with a mask and several queries a sequence is not emulated");
+    check_mask_type(mask);
+    auto batch = static_cast<int64_t>(spans.size());
+    bool is_row_each =
+        mask.dim() == 2 || (mask.dim() == 4 && mask.size(1) == 1 && mask.size(2) == 1);
+    require(is_row_each && mask.size(0) == batch,
+            "with one query a sequence atten_mask is [batch, keys] or [batch, 1, 1, keys]");
+    int64_t num_keys = call.block_table
+                           ? call.block_table->size(1) * call.block_size
+                           : call.key->tensors.at(0)->size(call.layout == "BNSD" ? 2 : 1);
+    require(mask.size(-1) >= num_keys,
+            "the last dimension of atten_mask is at least block_table.size(1) * block_size, or the "
+            "number of keys");
+}
+
+void check_mask(const AttentionCall& call, const std::vector<AttentionSpan>& spans) {
     auto mode = static_cast<SparseMode>(call.sparse_mode);
     require(
         mode == SparseMode::kFullMask || mode == SparseMode::kCausal || mode == SparseMode::kBand,
         "sparse_mode " + std::to_string(call.sparse_mode) + " is not emulated (0, 3 and 4 are)");
     if (mode == SparseMode::kFullMask) {
-        return require(!call.mask, "sparse_mode 0 with a mask of its own is not emulated");
+        if (call.mask) check_own_mask(call, spans);
+        return;
     }
     require(call.mask, "sparse_mode 3 and 4 need the constant atten_mask of 2048 x 2048");
     bool is_constant = call.mask->dim() >= 2 && call.mask->size(-1) == kMaskSize &&
                        call.mask->size(-2) == kMaskSize &&
                        call.mask->numel() == kMaskSize * kMaskSize;
     require(is_constant, "sparse_mode 3 and 4 need the constant atten_mask of 2048 x 2048");
-    bool is_flags = call.mask->data_type == ACL_BOOL || call.mask->data_type == ACL_INT8 ||
-                    call.mask->data_type == ACL_UINT8;
-    require(is_flags, "atten_mask is bool, int8 or uint8");
-    require(call.mask->is_contiguous(), "atten_mask is contiguous");
+    check_mask_type(*call.mask);
 }
 
 void check_cache_layout(const AttentionCall& call) {
@@ -99,6 +127,8 @@ void check_paging(const AttentionCall& call, const std::vector<AttentionSpan>& s
             (is_decode ? "" : " where a sequence has several queries") + ", at most 512");
     check_cache_layout(call);
     for (const AttentionSpan& span : spans) {
+        require(call.layout == "TND" || !is_decode || span.num_keys <= kMaxDecodeKeys,
+                "with one query a sequence there are at most 262144 keys");
         require(span.num_keys <= call.block_table->size(1) * call.block_size,
                 "block_table covers actual_seq_lengths_kv");
         require(call.mask || span.num_queries <= kMaxMasklessQueries,
@@ -115,7 +145,7 @@ void check_attention(const AttentionCall& call, const std::vector<AttentionSpan>
             "at most " + std::to_string(max_batch) + " sequences a call");
     check_tensors(call);
     check_heads(call);
-    check_mask(call);
+    check_mask(call, spans);
     if (call.block_table) check_paging(call, spans);
     if (call.writes_lse) {
         require(call.layout == "TND", "softmax_lse_flag is emulated with TND only");

@@ -66,6 +66,8 @@ std::shared_ptr<const Task> Graph::task_of(const Node& node) {
 
 void Graph::destroy() {
     device_.synchronize();  // a replay under way would die with its streams
+    // A side stream that still drops its last task would be the graph's last owner, and end itself.
+    for (const auto& stream : side_streams_) stream->synchronize();
     owner.reset();
 }
 

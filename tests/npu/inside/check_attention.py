@@ -95,6 +95,44 @@ def test_batched_layouts_take_other_head_dims(layout: str, head_dim: int) -> Non
     _close(call.run().view_as(call.query), call.expected()[0])
 
 
+@pytest.mark.parametrize("layout", ["BSND", "BNSD", "BSH"])
+def test_a_mask_of_its_own_hides_what_lies_behind_a_length(layout: str) -> None:
+    """Lengths may then be bounds: the keys between are read, and weigh nothing."""
+    call = PagedCall([1, 1, 1], [200, 90, 3])
+    query = {
+        "BSND": call.query[:, None],
+        "BNSD": call.query[:, :, None],
+        "BSH": call.query.flatten(1)[:, None],
+    }[layout]
+    places = torch.arange(call.block_table.shape[1] * call.block_size)
+    hidden = places >= torch.tensor(call.seq_lens)[:, None]
+    call.changes = {
+        "query": query.npu(),
+        "input_layout": layout,
+        "sparse_mode": 0,
+        "atten_mask": hidden[:, None, None].npu(),
+        "actual_seq_lengths": None,
+        "actual_seq_lengths_kv": [256, 120, 128],
+    }
+    _close(call.run().view_as(call.query), call.expected()[0])
+
+
+def test_a_sequence_that_sees_nothing_gets_the_mean_of_its_values() -> None:
+    """As the decode kernel has it, which replaces scores and corrects no row."""
+    call = PagedCall([1], [5])
+    hidden = torch.ones(1, 128, dtype=torch.bool, device="npu")
+    call.changes = {
+        "query": call.query.flatten(1)[:, None].npu(),
+        "input_layout": "BSH",
+        "sparse_mode": 0,
+        "atten_mask": hidden,
+        "actual_seq_lengths": None,
+    }
+    _, value = call.context(0)
+    mean = value.mean(0).repeat_interleave(call.num_heads // call.num_kv_heads, dim=0)
+    _close(call.run().view_as(call.query), mean[None])
+
+
 def test_the_mask_is_a_constant() -> None:
     mask = causal_mask().cpu()
     assert mask.sum() == 2048 * 2047 // 2

@@ -60,7 +60,7 @@ ATTENTION: dict[str, tuple[Any, str]] = {
         lambda c: {"atten_mask": c.arguments()["atten_mask"].half()},
         "bool, int8 or uint8",
     ),
-    "mask with mode 0": (lambda c: {"sparse_mode": 0}, "sparse_mode 0"),
+    "mask with mode 0": (lambda c: {"sparse_mode": 0}, "sparse_mode 0 takes no atten_mask in TND"),
     "mode 2": (lambda c: {"sparse_mode": 2}, "sparse_mode 2"),
     "wrong block size": (lambda c: {"block_size": 64}, "multiple of 128"),
     "other block size": (
@@ -97,6 +97,51 @@ def test_attention_refuses_many_queries_without_a_mask() -> None:
     PagedCall([16], [140], changes=changes).run()
     with pytest.raises(RuntimeError, match="at most 16 queries"):
         PagedCall([17], [140], changes=changes).run()
+
+
+def _own_mask(call: PagedCall, **changes: Any) -> dict[str, Any]:
+    """One query a sequence and a mask of its own, over all places of the block table."""
+    num_places = call.block_table.shape[1] * call.block_size
+    shape = (len(call.seq_lens), 1, 1, num_places)
+    mask = torch.zeros(shape, dtype=torch.bool, device="npu")
+    query = call.query.flatten(1)[:, None].npu()
+    own = {"query": query, "input_layout": "BSH", "sparse_mode": 0, "atten_mask": mask}
+    return own | {"actual_seq_lengths": None} | changes
+
+
+OWN_MASK: dict[str, tuple[Any, str]] = {
+    "too narrow": (lambda m: m[..., :-1].contiguous(), "at least block_table"),
+    "of another batch": (lambda m: m[:1].contiguous(), r"\[batch, keys\] or \[batch, 1, 1, keys\]"),
+    "of three dimensions": (lambda m: m[:, 0], r"\[batch, keys\]"),
+    "of floats": (lambda m: m.half(), "bool, int8 or uint8"),
+    "strided": (lambda m: m.repeat(1, 1, 1, 2)[..., ::2], "atten_mask is contiguous"),
+}
+
+
+def test_attention_takes_a_mask_of_its_own_for_one_query() -> None:
+    call = PagedCall([1, 1], [140, 9])
+    call.changes = _own_mask(call)
+    call.run()
+    call.changes |= {"atten_mask": call.changes["atten_mask"][:, 0, 0]}
+    call.run()
+
+
+@pytest.mark.parametrize("name", OWN_MASK)
+def test_attention_refuses_a_mask(name: str) -> None:
+    change, constraint = OWN_MASK[name]
+    call = PagedCall([1, 1], [140, 9])
+    call.changes = _own_mask(call)
+    call.changes |= {"atten_mask": change(call.changes["atten_mask"])}
+    with pytest.raises(RuntimeError, match=constraint):
+        call.run()
+
+
+def test_attention_refuses_a_mask_of_its_own_for_several_queries() -> None:
+    call = PagedCall([2, 2], [140, 9])
+    query = call.query.view(2, 2, -1).npu()
+    call.changes = _own_mask(call, query=query)
+    with pytest.raises(RuntimeError, match="several queries"):
+        call.run()
 
 
 def _scatter(**changes: Any) -> None:

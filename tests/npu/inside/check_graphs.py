@@ -132,6 +132,35 @@ def test_lengths_are_updated_between_replays() -> None:
         torch.testing.assert_close(captured.replay(seq_lens), expected, rtol=2e-2, atol=4e-2)
 
 
+def test_updates_on_the_stream_of_the_replays_need_no_event() -> None:
+    """Each replay sees the lengths that were set between it and the one before."""
+    call = PagedCall([1, 1], [200, 90])
+    arguments = call.arguments()
+    names = ("actual_seq_lengths", "actual_seq_lengths_kv")
+    lengths = {name: arguments.pop(name) for name in names}
+    out = [torch.empty_like(arguments["query"]), torch.empty(1, device="npu")]
+    ask = torch_npu._npu_fused_infer_attention_score_get_max_workspace
+    workspace = ask(**arguments, **lengths)
+    run, graph = torch_npu.npu_fused_infer_attention_score.out, torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        torch.npu.graph_task_group_begin(torch.npu.current_stream())
+        run(**arguments, **lengths, workspace=workspace, out=out)
+        handle = torch.npu.graph_task_group_end(torch.npu.current_stream())
+    stream, results = torch.npu.current_stream(), []
+    steps = [[200, 90], [201, 3], [7, 90], [256, 128]]
+    for seq_lens in steps:
+        torch.npu.graph_task_update_begin(stream, handle)
+        own = lengths | {"actual_seq_lengths_kv": seq_lens}
+        run(**arguments, **own, workspace=workspace, out=out)
+        torch.npu.graph_task_update_end(stream)
+        graph.replay()
+        results.append(out[0].clone())
+    for result, seq_lens in zip(results, steps, strict=True):
+        call.seq_lens = seq_lens
+        expected = call.expected()[0]
+        torch.testing.assert_close(result.float().cpu(), expected, rtol=2e-2, atol=2e-2)
+
+
 def test_an_update_with_another_operator_is_refused() -> None:
     captured = CapturedAttention(PagedCall([1, 1], [140, 9]))
     stream, x = captured.update_stream, torch.ones(4, device="npu")
