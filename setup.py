@@ -24,10 +24,17 @@ AVX512_FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
     "-mprefer-vector-width=512",
 )
-X86_FLAGS = {
-    "avx512bf16": (*AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"),
-    "avx512": AVX512_FLAGS,
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+# By machine, as platform.machine() names it; `baseline` is compiled on all of them.
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "avx512bf16": (*AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"),
+        "avx512": AVX512_FLAGS,
+        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    },
+    "aarch64": {
+        "neon_bf16": ("-march=armv8.2-a+dotprod+bf16",),
+        "neon_dotprod": ("-march=armv8.2-a+dotprod",),
+    },
 }
 
 
@@ -50,8 +57,7 @@ def optimization() -> list[str]:
 
 
 def builds() -> dict[str, tuple[str, ...]]:
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    return {"baseline": (), **(X86_FLAGS if is_x86 else {})}
+    return {"baseline": (), **VARIANTS.get(platform.machine(), {})}
 
 
 def extension(library: str, source: Path, build: str, flags: tuple[str, ...]) -> Extension:

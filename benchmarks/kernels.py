@@ -30,6 +30,7 @@ from executor_svc.ops.interface import AttentionParams, LinearWeight, Ops
 from executor_svc.ops.native.library import Library, load_library
 from executor_svc.ops.native.limits import measure_limits
 from executor_svc.ops.native.quantized_packing import QuantizedPacker
+from executor_svc.ops.native.screening import make_screen
 from executor_svc.quantization.weight import Layout, QuantizedWeight
 
 Call = Callable[[], object]
@@ -38,6 +39,8 @@ DTYPES = (torch.bfloat16, torch.float32)
 # A projection and attention of the Qwen3-0.6B shape; weights rotate through more than a cache.
 OUT_SIZE, IN_SIZE, NUM_COPIES = 6144, 1024, 16
 GROUP = 128
+# Heads of a tiny model and of the Qwen3-0.6B shape.
+HEAD_SHAPES = ((32768, 64), (32768, 1024))
 HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128
 
 
@@ -146,6 +149,22 @@ def _call_next(ops: Ops, prepared: Iterator[LinearWeight], x: torch.Tensor) -> t
     return ops.linear(x, next(prepared))
 
 
+def bench_head(native: NativeOps, bench: Bench, report: Report) -> None:
+    """The likeliest token by way of the screen, beside the full search, which stands where the
+    others have torch. Bytes and operations are those of the full search.
+    """
+    for size, depth in HEAD_SHAPES:
+        head = native.prepare_linear(torch.randn(size, depth).bfloat16())
+        screen = make_screen(native.functions, native.pool, head)
+        for rows in (1, 8, 32, 128):
+            x = torch.randn(rows, depth)
+            screened = partial(native.choose_tokens, x, head, screen)
+            seconds, full_s = bench.best(screened, partial(native.choose_tokens, x, head))
+            name = f"greedy head {size} x {depth}, {rows} rows"
+            flops = 2 * size * depth * rows
+            report.line(name, torch.bfloat16, seconds, head.num_bytes, flops, full_s)
+
+
 def bench_attention(native: NativeOps, bench: Bench, report: Report) -> None:
     for num_seqs, context, queries in ((1, 2048, 1), (8, 2048, 1), (1, 1280, 256)):
         for dtype in DTYPES:
@@ -227,6 +246,7 @@ def main() -> None:
     report = Report(library, arguments.threads)
     bench_linear(native, bench, report)
     bench_quantized_linear(native, QuantizedPacker(library), bench, report)
+    bench_head(native, bench, report)
     bench_attention(native, bench, report)
     for folder in arguments.model:
         bench_steps(folder, bench, report)

@@ -26,22 +26,27 @@ from executor_svc.models.decoder_config import parse_decoder_config
 from executor_svc.models.fused_decoder import FusedDecoder
 from executor_svc.models.model import Model
 from executor_svc.ops.native.library import LibraryUnavailable, load_library
-from executor_svc.ops.native.limits import Limits, measure_limits
+from executor_svc.ops.native.limits import Limits, Probe
 from executor_svc.stage import ExecutorStage
 from stages.config import ServerConfig
 from stages.errors import ConfigError
 from stages.messages import ExecuteStep
 from stages.model_folder import model_path
+from stages.native_library import TORCH
 from stages.stage import Stage
 
 Clock = Callable[[], int]
 
 
 class Round(NamedTuple):
-    """Nanoseconds of the whole prefill, and of each decode step."""
+    """Nanoseconds of the whole prefill, and of each decode step.
+
+    `read_bytes_per_s`: what the machine read right before and after, the mean; None: not measured.
+    """
 
     prefill_ns: int
     decode_ns: list[int]
+    read_bytes_per_s: float | None = None
 
     @property
     def total_ns(self) -> int:
@@ -68,9 +73,10 @@ def bench_latency(
         model, kv_cache = load(msgspec.structs.replace(config, num_blocks=workload.num_blocks))
     except (ModelLoadError, KvCacheSizeError) as error:
         raise ConfigError(str(error)) from error
-    limits = _limits(model.kv_spec.dtype)
+    probe = _start_probe(model.kv_spec.dtype, config.cpu_kernels)
+    limits, read_now = (probe.measure_limits(), probe.read_now) if probe else (None, None)
     stage = ExecutorStage(config, model, kv_cache)
-    measured = run_rounds(stage, workload, rounds, warmup, config.seed)
+    measured = run_rounds(stage, workload, rounds, warmup, config.seed, read_now=read_now)
     return make_report(config, model, workload, limits, measured)
 
 
@@ -81,11 +87,26 @@ def run_rounds(
     warmup: int,
     seed: int,
     clock: Clock = time.perf_counter_ns,
+    read_now: Callable[[], float] | None = None,
 ) -> list[Round]:
-    """Compute the workload again and again, each time with other prompts and other blocks."""
+    """Compute the workload again and again, each time with other prompts and other blocks.
+
+    `read_now` tells between the rounds how many bytes a second the machine reads.
+    """
     plans = Plans(workload, seed)
-    all_rounds = [_run_round(stage, plans, clock) for _ in range(warmup + rounds)]
-    return all_rounds[warmup:]
+    for _ in range(warmup):
+        _run_round(stage, plans, clock)
+    if read_now is None:
+        return [_run_round(stage, plans, clock) for _ in range(rounds)]
+    rates, measured = [read_now()], list[Round]()
+    for _ in range(rounds):
+        measured.append(_run_round(stage, plans, clock))
+        rates.append(read_now())
+    around = (sum(pair) / 2 for pair in pairwise(rates))
+    return [
+        round_._replace(read_bytes_per_s=rate)
+        for round_, rate in zip(measured, around, strict=True)
+    ]
 
 
 def make_report(
@@ -117,7 +138,18 @@ def make_report(
         if decode_ns
         else None,
         latency_ms_p50=median(round_.total_ns for round_ in rounds) / 1e6,
+        paired_bandwidth_share=paired_share(rounds, decode_work),
     )
+
+
+def paired_share(rounds: list[Round], work: Work | None) -> float | None:
+    """The median over rounds of decode's bytes a second over what was read beside the round."""
+    shares = [
+        work.num_bytes / (median(round_.decode_ns) / 1e9) / round_.read_bytes_per_s
+        for round_ in rounds
+        if work is not None and round_.decode_ns and round_.read_bytes_per_s is not None
+    ]
+    return median(shares) if shares else None
 
 
 def _count_work(
@@ -131,12 +163,14 @@ def _count_work(
     return counter.steps(workload.prefill_steps(), workload.input_len), decode / num_steps
 
 
-def _limits(dtype: torch.dtype) -> Limits | None:
+def _start_probe(dtype: torch.dtype, kernels: str) -> Probe | None:
+    if kernels == TORCH:
+        return None
     try:
-        library = load_library()
+        library = load_library(choice=kernels)
     except LibraryUnavailable:
         return None
-    return measure_limits(library, torch.get_num_threads(), dtype)
+    return Probe(library, torch.get_num_threads(), dtype)
 
 
 def _run_round(stage: Stage, plans: Plans, clock: Clock) -> Round:

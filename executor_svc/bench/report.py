@@ -41,7 +41,9 @@ class Report(msgspec.Struct, frozen=True):
 
     `num_threads`: of the executor and of the measured limits. `latency_ms_p50`: prefill and all
     decode steps of a round. `decode` is null with an output of one token, which comes from the
-    prefill.
+    prefill. `read_bytes_per_s` is the best pass before the rounds, `paired_bandwidth_share` the
+    median over the rounds of decode's bytes over its median step, over the median pass right
+    before and after: like with like where a machine's memory has better and worse minutes.
     """
 
     model: str
@@ -56,6 +58,7 @@ class Report(msgspec.Struct, frozen=True):
     prefill: Phase
     decode: Phase | None
     latency_ms_p50: float
+    paired_bandwidth_share: float | None = None
 
     def table(self) -> str:
         """For people."""
@@ -72,6 +75,9 @@ class Report(msgspec.Struct, frozen=True):
         ]
         if self.decode is not None:
             lines.append(_line("decode", self.decode))
+        if self.paired_bandwidth_share is not None:
+            share = self.paired_bandwidth_share
+            lines.append(f"decode reads at {share:.1%} of the bandwidth measured beside each round")
         return "\n".join([*lines, f"whole round: {self.latency_ms_p50:.3f} ms"])
 
 

@@ -24,6 +24,7 @@ from executor_svc.ops.native.describe import (
     describe_linear,
 )
 from executor_svc.ops.native.library import Library
+from executor_svc.ops.native.screening import make_screen
 
 ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}
 NO_MEMORY, BAD_INDEX = 1, 2
@@ -37,17 +38,21 @@ class FusedDecoder:
     ) -> None:
         dtype = weights.embedding.dtype
         self.kv_spec = KvSpec(config.num_layers, config.num_kv_heads, config.head_dim, dtype)
-        self.weight_bytes = weights.num_bytes
         self._vocab_size = config.vocab_size
         self._chooses = weights.head.grid is None  # quantized heads give logits only
         self._step = library.functions.headrace_decoder_step
-        self._description = _Description(config, weights)
+        self._engine = library.start_engine(self, num_threads)
+        pool = library.functions.headrace_engine_pool(self._engine)
+        screen = make_screen(library.functions, pool, weights.head)
+        self.weight_bytes = weights.num_bytes
+        if screen is not None:  # what a greedy step reads in place of the head
+            self.weight_bytes += screen.nbytes - weights.head.num_bytes
+        self._description = _Description(config, weights, screen)
         self._decoder = byref(self._description.decoder)
         self._batch = abi.Batch()
         self._batch_reference = byref(self._batch)
         self._bound: KvCache | None = None
         self._cache = abi.Cache()
-        self._engine = library.start_engine(self, num_threads)
 
     def forward(self, batch: ForwardBatch, kv_cache: KvCache) -> Tensor:
         """Logits [m, vocab] float32 of the tokens that `batch.logits_indices` names.
@@ -93,11 +98,15 @@ class FusedDecoder:
 class _Description:
     """The structures that tell the kernels a model, and all memory that these point into."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+    def __init__(
+        self, config: DecoderConfig, weights: DecoderWeights, screen: Tensor | None
+    ) -> None:
         self._config = config
         self._kept: list[Tensor] = []
         self._ropes = list(dict.fromkeys(config.layer_ropes))
         self.decoder = self._describe(weights)
+        if screen is not None:
+            self.decoder.screen = self._pointer(screen)
 
     def _describe(self, weights: DecoderWeights) -> abi.Decoder:
         config = self._config

@@ -45,6 +45,27 @@ class NativeOps:
         )
         return out.to(x.dtype)
 
+    def choose_tokens(
+        self, x: Tensor, head: LinearWeight, screen: Tensor | None = None, soft_cap: float = 0.0
+    ) -> Tensor:
+        """The argmax of the soft-capped (0: not) logits of each row, int64 [rows], and never the
+        logits; with a `screen` (see `make_screen`) or without it is the same.
+        """
+        wide, linear, num_rows = _float32(x), byref(describe_linear(head)), len(x)
+        tokens = torch.empty(num_rows, dtype=torch.int64)
+        space = torch.empty(self.functions.headrace_greedy_workspace(linear, num_rows))
+        self.functions.headrace_choose_tokens(
+            self.pool,
+            linear,
+            None if screen is None else screen.data_ptr(),
+            soft_cap,
+            wide.data_ptr(),
+            num_rows,
+            tokens.data_ptr(),
+            space.data_ptr(),
+        )
+        return tokens
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide, scale = _float32(x), _float32(weight)
         out, size = torch.empty_like(wide), x.shape[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from ctypes import CDLL
 
 import pytest
@@ -24,7 +25,7 @@ from executor_svc.ops.native.library import (
 from executor_svc.ops.native.packing import Packer
 from executor_svc.ops.reference import ReferenceOps
 
-BUILD_NAMES = tuple(build.name for build in BUILDS)
+BUILD_NAMES = tuple(build.name for build in BUILDS if build.machine in ("", platform.machine()))
 
 
 def load_build(name: str) -> Library:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from executor_svc.bench.latency import Round, run_rounds
+from executor_svc.bench.latency import Round, paired_share, run_rounds
 from executor_svc.bench.plans import Chunk, Workload
 from executor_svc.bench.report import make_phase
 from executor_svc.bench.work import Work, WorkModel
@@ -73,6 +73,16 @@ def test_warm_up_is_not_measured_and_rounds_are_timed_step_by_step() -> None:
     assert stage.num_tokens == [7, 3, 2, 2] * 3
 
 
+def test_each_round_knows_what_was_read_right_before_and_after_it() -> None:
+    sizes = workload()
+    stage = FakeStage(sizes)
+    rates = iter((8e9, 6e9, 2e9))
+    rounds = run_rounds(
+        stage, sizes, 2, warmup=1, seed=0, clock=stage.clock, read_now=lambda: next(rates)
+    )
+    assert [round_.read_bytes_per_s for round_ in rounds] == [7e9, 4e9]
+
+
 # ── arithmetic ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -99,6 +109,18 @@ def test_shares_are_work_over_the_median_time_over_the_limits() -> None:
     assert phase.flops_share == pytest.approx(0.5)
 
 
+def test_the_paired_share_sets_each_round_against_its_own_minute() -> None:
+    work = Work(4000, 1)
+    rounds = [
+        Round(1, [2 * US, 2 * US, 9 * US], 4e9),  # 2e9 bytes a second
+        Round(1, [1 * US], 5e9),  # 4e9
+        Round(1, [4 * US], 1e9),  # 1e9
+    ]
+    assert paired_share(rounds, work) == pytest.approx(0.8)
+    assert paired_share(rounds, None) is None
+    assert paired_share([Round(1, [], 4e9), Round(1, [US])], work) is None
+
+
 def test_without_limits_or_work_there_are_no_shares() -> None:
     phase = make_phase([US], 1, Work(1, 1), None)
     assert (phase.bytes, phase.bandwidth_share, phase.flops_share) == (1, None, None)
@@ -120,6 +142,7 @@ KEYS = {
     "prefill",
     "decode",
     "latency_ms_p50",
+    "paired_bandwidth_share",
 }
 PHASE_KEYS = {
     "ms_p50",
@@ -146,7 +169,8 @@ def test_the_command_prints_a_table_and_writes_stable_keys(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("executor_svc.ops.native.limits.ROUND_S", 0.0001)
+    for name in ("ROUND_S", "MOMENT_S"):
+        monkeypatch.setattr(f"executor_svc.ops.native.limits.{name}", 0.0001)
     file = tmp_path / "latency.json"
     sizes = ("--input-len", "9", "--output-len", "4", "--batch-size", "3", "--rounds", "2")
     num_threads = torch.get_num_threads()
@@ -163,6 +187,7 @@ def test_the_command_prints_a_table_and_writes_stable_keys(
     for phase in (report["prefill"], report["decode"]):
         assert 0 < phase["ms_min"] <= phase["ms_p50"] <= phase["ms_p90"]
         assert phase["bytes"] > 0 and phase["flops"] > 0
+    assert report["paired_bandwidth_share"] > 0
     assert report["latency_ms_p50"] > report["prefill"]["ms_min"]
 
 

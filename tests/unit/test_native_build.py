@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from executor_svc.ops.native.library import (
     processor_flags,
 )
 from sampler_svc.native.library import load_library as load_sampling_library
+from stages.errors import ConfigError
+from stages.native_library import find_build
 from tests.unit.native_models import best_build
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,13 @@ SOURCES = ROOT / "executor_svc" / "ops" / "native"
 SAMPLING_SOURCES = ROOT / "sampler_svc" / "native"
 # Each includes all sources of its library.
 DRIVERS = ("native_driver.c", "sampling_driver.c")
-ARCHITECTURE = {"avx512bf16": "cooperlake", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
+ARCHITECTURE = {
+    "avx512bf16": "cooperlake",
+    "avx512": "x86-64-v4",
+    "avx2": "x86-64-v3",
+    "neon_bf16": "armv8.2-a+dotprod+bf16",
+    "neon_dotprod": "armv8.2-a+dotprod",
+}
 
 
 def _compiler() -> str:
@@ -66,8 +74,7 @@ def test_a_build_holds_every_variant_for_this_machine(tmp_path: Path) -> None:
     result = _build(tmp_path, CFLAGS="-O0")
     assert result.returncode == 0, result.stderr
     built = {path.name for path in tmp_path.rglob("*.so")}
-    is_x86 = processor_flags() != frozenset()
-    builds = [build for build in BUILDS if is_x86 or not build.needs]
+    builds = [build for build in BUILDS if build.machine in ("", platform.machine())]
     names = ("headrace", "sampling")
     assert built == {build.file_name(name) for build in builds for name in names}
     library = load_library(tmp_path / "lib" / SOURCES.relative_to(ROOT))
@@ -122,6 +129,33 @@ def test_without_the_dot_instruction_the_next_best_build_is_loaded() -> None:
         assert load_library(flags=processor_flags() - {missing}).name == BUILDS[1].name
 
 
+def _install(folder: Path, *names: str) -> Path:
+    """Empty files in the place of builds: finding does not look into them."""
+    for name in names:
+        (folder / f"libheadrace_{name}.so").write_bytes(b"")
+    return folder
+
+
+def test_the_chosen_build_is_taken_though_a_better_one_is_there(tmp_path: Path) -> None:
+    every = frozenset[str]().union(*(build.needs for build in BUILDS))
+    _install(tmp_path, "avx512", "avx2", "baseline")
+    for choice, found in (("auto", "avx512"), ("avx2", "avx2"), ("baseline", "baseline")):
+        build, path = find_build(tmp_path, "headrace", every, choice)
+        assert (build.name, path.name) == (found, f"libheadrace_{found}.so")
+
+
+def test_a_build_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    flags = BUILDS[1].needs
+    _install(tmp_path, "avx512bf16", "avx512", "baseline")
+    lacks = r"avx512bf16: this processor lacks avx512_bf16, .*; there are auto, avx512, baseline,"
+    with pytest.raises(ConfigError, match=f"--cpu-kernels {lacks}"):
+        find_build(tmp_path, "headrace", flags, "avx512bf16")
+    with pytest.raises(ConfigError, match=r"avx2: it was not compiled .* avx512, baseline,"):
+        find_build(tmp_path, "headrace", flags | {"avx2"}, "avx2")
+    with pytest.raises(ConfigError, match=r"baseline: it was not compiled .*; there are auto, to"):
+        find_build(tmp_path / "empty", "headrace", flags, "baseline")
+
+
 def test_an_installation_without_kernels_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(LibraryUnavailable, match="install a C compiler"):
         load_library(tmp_path)
@@ -152,8 +186,9 @@ def test_a_library_of_other_sources_is_refused(tmp_path: Path) -> None:
 def test_processor_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: x\n")
-    is_x86 = sysconfig.get_platform().endswith("x86_64")
-    assert processor_flags(cpuinfo) == (frozenset({"fpu", "avx2", "fma"}) if is_x86 else set())
+    assert processor_flags(cpuinfo) == {"fpu", "avx2", "fma"}
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd atomics asimddp\n")
+    assert processor_flags(cpuinfo) == {"fp", "asimd", "atomics", "asimddp"}
     assert processor_flags(tmp_path / "absent") == frozenset()
 
 
@@ -180,7 +215,7 @@ def test_the_kernels_serve_in_the_checkpoints_dtype(
 def test_without_kernels_torch_serves_in_float32_with_one_warning(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unavailable() -> None:
+    def unavailable(**_: object) -> None:
         raise LibraryUnavailable("no kernels here")
 
     monkeypatch.setattr(cpu, "load_library", unavailable)
@@ -190,3 +225,26 @@ def test_without_kernels_torch_serves_in_float32_with_one_warning(
     assert model.kv_spec.dtype == torch.float32
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no kernels here" in caplog.text
+
+
+def test_the_user_says_which_kernels_serve(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best_build()
+    config = load_model_config(folder)
+    with caplog.at_level(logging.INFO):
+        model = cpu.load_cpu_model(folder, config, "auto", kernels="baseline")
+        assert isinstance(model, FusedDecoder)
+        plain = cpu.load_cpu_model(folder, config, "auto", kernels="torch")
+        assert isinstance(plain, Decoder)
+    assert [record.message for record in caplog.records] == [
+        "CPU backend: compiled kernels (baseline)",
+        "CPU backend: torch, as --cpu-kernels says",
+    ]
+
+
+def test_a_server_with_impossible_kernels_says_so_and_ends(folder: Path) -> None:
+    flags = ("--port", "0", "--cpu-kernels", "neon_dotprod")
+    if "asimddp" in processor_flags():
+        pytest.skip("this processor can run what the test has refused")
+    ran = _run(sys.executable, "-m", "stages.cli", "serve", folder, *flags)
+    assert ran.returncode != 0
+    assert "--cpu-kernels neon_dotprod: this processor lacks asimddp" in ran.stderr

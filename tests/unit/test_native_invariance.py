@@ -148,3 +148,26 @@ def test_a_recomputed_context_gives_the_same_next_token_logits() -> None:
         _compute(model, cache, [(lived, 1)])
     _compute(model, cache, [(recovered, 280)])
     _assert_equal_bits([torch.cat(lived.logits)], [torch.cat(recovered.logits)])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([1, 7, 40]), min_size=1, max_size=4),
+    data=st.data(),
+    config=st.sampled_from([QWEN_LIKE, GEMMA_LIKE]),
+)
+def test_logits_do_not_depend_on_which_are_wanted(
+    lengths: list[int], data: st.DataObject, config: DecoderConfig
+) -> None:
+    """Behind the last attention the other tokens are left out; in any order, and none at all."""
+    model = make_fused(config, best_build(), 2, torch.bfloat16)
+    sequences = _sequences(lengths, config.vocab_size, 16)
+    cache = allocate_kv_cache(model.kv_spec, 1 + sum(len(s.block_ids) for s in sequences), 16)
+    batch = ForwardBatch.from_spans([Span(s.tokens, 0, s.block_ids) for s in sequences], 16)
+    everything = replace(batch, logits_indices=torch.arange(batch.num_tokens))
+    logits = model.forward(everything, cache)
+    wanted = data.draw(st.lists(st.integers(0, batch.num_tokens - 1), max_size=6))
+    for indices in (wanted, sorted(set(wanted))):
+        part = replace(batch, logits_indices=torch.tensor(indices, dtype=torch.int64))
+        _assert_equal_bits([logits[indices]], [model.forward(part, cache)])
+        assert model.forward_greedy(part, cache).tolist() == logits[indices].argmax(-1).tolist()

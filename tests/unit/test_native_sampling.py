@@ -20,6 +20,7 @@ from sampler_svc.sampling_rows import ChoiceColumns
 from sampler_svc.torch_head import TorchHead
 from sampler_svc.uploads import upload_to
 from stages.native_library import BUILDS, LibraryUnavailable, processor_flags
+from tests.unit.native_models import BUILD_NAMES
 
 UNIT = 2**40
 LARGEST_UNIFORM = 1 - 2.0**-53
@@ -53,7 +54,7 @@ def load_build(name: str) -> SamplingLibrary:
     return library
 
 
-@pytest.fixture(params=[build.name for build in BUILDS], scope="module")
+@pytest.fixture(params=BUILD_NAMES, scope="module")
 def library(request: pytest.FixtureRequest) -> SamplingLibrary:
     return load_build(request.param)
 
@@ -72,6 +73,7 @@ def columns_of(rules: list[Rule]) -> ChoiceColumns:
         min_p=np.array([rule.min_p for rule in rules], dtype=np.float32),
         top_k=np.array([rule.top_k for rule in rules], dtype=np.int64),
         top_p=np.array([rule.top_p for rule in rules], dtype=np.float64),
+        is_seeded=np.ones(len(rules), dtype=np.bool_),
         is_greedy=not any(rule.temperature for rule in rules),
     )
 
@@ -286,7 +288,7 @@ def test_logprobs_are_those_of_float64(
 def test_without_the_library_torch_samples_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def unavailable() -> None:
+    def unavailable(**_: object) -> None:
         raise LibraryUnavailable("no library here")
 
     monkeypatch.setattr(sampling_head, "load_library", unavailable)

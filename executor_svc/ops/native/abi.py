@@ -105,6 +105,7 @@ class Decoder(ctypes.Structure):
         ("embedding_scale", c_float),
         ("logits_soft_cap", c_float),
         ("padding", c_float),
+        ("screen", c_void_p),
     ]
 
 

@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 
+#include "attention_context.h"
 #include "attention_split.h"
 
 enum { ITEMS_PER_THREAD = 4 }; /* fewer than that, and splits become items of their own */
@@ -28,7 +29,7 @@ static int64_t partial_size(int64_t out_row, int64_t rows) { return rows * (out_
 
 static Partial stored_partial(const Job *job, int64_t index)
 {
-    int64_t rows = MAX_ROWS;
+    int64_t rows = job->max_rows;
     float *at = job->partials + index * partial_size(job->out_row, rows);
     return (Partial){at, at + rows, at + 2 * rows, job->out_row};
 }
@@ -75,12 +76,26 @@ static int64_t head_offset(const Job *job, const Piece *piece, int64_t head, int
     return query_head * job->shape->head_dim;
 }
 
+/* Pairs of bfloat16, with zeros up to whole vectors. */
+static void round_query(const float *from, int64_t dim, float *to)
+{
+    int64_t whole = dim / (2 * LANES) * (2 * LANES);
+    round_pairs(from, whole, to);
+    if (whole < dim) {
+        store(to + whole / 2, splat(0));
+        round_pairs(from + whole, dim - whole, to + whole / 2);
+    }
+}
+
 static void load_query(const Job *job, const Piece *piece, int64_t head, Scratch *scratch)
 {
     for (int64_t row = 0; row < piece->num_rows; row++) {
         const float *from = job->query + token_of(job, piece, row) * job->query_stride +
                             head_offset(job, piece, head, row);
-        memcpy(scratch->query + row * ROW_STRIDE, from, job->shape->head_dim * sizeof(float));
+        if (takes_pairs(job->cache))
+            round_query(from, job->shape->head_dim, scratch->query + row * ROW_STRIDE);
+        else
+            memcpy(scratch->query + row * ROW_STRIDE, from, job->shape->head_dim * sizeof(float));
     }
 }
 
@@ -99,8 +114,8 @@ static void store_result(const Job *job, const Piece *piece, int64_t head, const
 /* The splits that some row of the piece sees. */
 static Span splits_of(const Job *job, const Piece *piece)
 {
-    int64_t begin = visible(job, piece, 0).begin, end = visible(job, piece, piece->num_rows - 1).end;
-    return (Span){begin / SPLIT, (end + SPLIT - 1) / SPLIT};
+    Span seen = visible_to(job, piece);
+    return (Span){seen.begin / SPLIT, (seen.end + SPLIT - 1) / SPLIT};
 }
 
 /* Items [first, last) of (piece, key head), each with all its splits. */
@@ -161,7 +176,7 @@ static void merge_splits(const void *arg, int64_t first, int64_t last)
 
 /* How a batch is cut. */
 typedef struct {
-    int64_t num_pieces, num_splits, out_row;
+    int64_t num_pieces, num_splits, max_rows, out_row;
     double item_ns;
     bool is_split;
 } Plan;
@@ -175,6 +190,7 @@ static Plan plan_attention(const Pool *pool, const Attention *shape, const Batch
         int64_t rows = query_len(batch, seq) * group, context = batch->seq_lens[seq];
         int64_t pieces = (rows + MAX_ROWS - 1) / MAX_ROWS;
         plan.num_pieces += pieces;
+        plan.max_rows = max_of(plan.max_rows, min_of(rows, MAX_ROWS));
         longest = max_of(longest, context);
         /* Nanoseconds: a piece reads and widens its context, then multiplies with each row. */
         work += (double)context * shape->head_dim * (0.25 * pieces + 0.04 * rows);
@@ -191,7 +207,7 @@ static size_t attention_workspace(const Pool *pool, const Attention *shape, cons
     Plan plan = plan_attention(pool, shape, batch);
     size_t pieces = (plan.num_pieces * sizeof(Piece) + sizeof(float) - 1) / sizeof(float);
     size_t partials = plan.is_split ? plan.num_pieces * shape->num_kv_heads * plan.num_splits : 0;
-    return pieces + LANES + partials * partial_size(plan.out_row, MAX_ROWS);
+    return pieces + LANES + partials * partial_size(plan.out_row, plan.max_rows);
 }
 
 static void cut_pieces(const Batch *batch, int64_t group, Piece *pieces)
@@ -213,7 +229,8 @@ static void paged_attention(Pool *pool, const Attention *shape, const Cache *cac
     cut_pieces(batch, group, pieces);
     Job job = {
         shape, cache, layer, batch, query, query_stride, out, pieces,
-        (float *)(pieces + plan.num_pieces), plan.num_splits, group, plan.out_row,
+        (float *)(pieces + plan.num_pieces), plan.num_pieces, plan.num_splits, plan.max_rows, group,
+        plan.out_row,
     };
     int64_t items = plan.num_pieces * shape->num_kv_heads;
     if (!plan.is_split) {

@@ -4,10 +4,11 @@
  *   for layer:
  *     normed = norm(hidden)                       qkv = normed @ qkv
  *     query, key: norm, rotary                    key, value -> paged cache
+ *     in the last layer: go on with the wanted tokens alone
  *     x = attention @ output                      (norm x)  hidden += x
  *     normed = norm(hidden)                       gate_up = normed @ gate_up
  *     x = activation(gate_up) @ down              (norm x)  hidden += x
- *   logits = norm(hidden)[wanted] @ head        or only the likeliest token of each
+ *   logits = norm(hidden) @ head                or only the likeliest token of each
  *
  * Each line is one parallel loop over tokens, panels or attention items. Activations are float32
  * whatever the weights are. Nothing here depends on which tokens share a step.
@@ -42,6 +43,7 @@ typedef struct {
     const Layer *layer;
     const LayerCache *layer_cache;
     Rows rows;
+    int64_t num_rows; /* all tokens; behind the last attention only those whose logits are wanted */
     const float *angles;
     /* What join() adds, under which norm, and the norm of what follows. */
     const float *behind_norm, *next_norm;
@@ -150,24 +152,53 @@ static void cap_logits(const void *arg, int64_t first, int64_t last)
              (last - first) * size);
 }
 
+/* Whether the tokens whose logits are wanted can move to the front one after the other. */
+static int wants_ascending(const Batch *batch)
+{
+    for (int64_t i = 1; i < batch->num_logits; i++)
+        if (batch->logits_indices[i] <= batch->logits_indices[i - 1])
+            return 0;
+    return 1;
+}
+
+static void keep_wanted(const Batch *batch, float *rows, int64_t size)
+{
+    for (int64_t i = 0; i < batch->num_logits; i++)
+        if (batch->logits_indices[i] != i)
+            memcpy(rows + i * size, rows + batch->logits_indices[i] * size, size * sizeof(float));
+}
+
+/* Behind the last attention nobody reads the other tokens: of a prompt all but its end. */
+static void drop_unwanted(Step *step)
+{
+    if (step->batch->num_logits == step->num_rows || !wants_ascending(step->batch))
+        return;
+    keep_wanted(step->batch, step->rows.hidden, step->decoder->hidden_size);
+    keep_wanted(step->batch, step->rows.narrow, step->layer->output.in_size);
+    step->num_rows = step->batch->num_logits;
+}
+
 static void attend(Pool *pool, Step *step)
 {
     const Layer *layer = step->layer;
     const Attention *shape = &layer->attention;
-    int64_t tokens = step->batch->num_tokens;
+    int64_t tokens = step->num_rows;
     step->angles = angles_of(step);
     linear(pool, &layer->qkv, step->rows.normed, tokens, step->rows.wide, step->rows.scratch);
     double cost_ns = layer->qkv.out_size * NARROW_NS;
     pool_run(pool, tokens, cost_ns, place_heads, step);
     paged_attention(pool, shape, step->cache, step->layer_cache, step->batch, step->rows.wide,
                     layer->qkv.out_size, step->rows.narrow, step->rows.scratch);
-    linear(pool, &layer->output, step->rows.narrow, tokens, step->rows.normed, step->rows.scratch);
+    if (layer == &step->decoder->layers[step->decoder->num_layers - 1])
+        drop_unwanted(step);
+    linear(pool, &layer->output, step->rows.narrow, step->num_rows, step->rows.normed,
+           step->rows.scratch);
 }
 
 static void feed_forward(Pool *pool, Step *step)
 {
     const Layer *layer = step->layer;
-    int64_t tokens = step->batch->num_tokens;
+    int64_t tokens = step->num_rows;
     linear(pool, &layer->gate_up, step->rows.normed, tokens, step->rows.wide, step->rows.scratch);
     pool_run(pool, tokens, step->decoder->inner_size * 4 * ELEMENT_NS, activate, step);
     linear(pool, &layer->down, step->rows.narrow, tokens, step->rows.normed, step->rows.scratch);
@@ -182,12 +213,12 @@ static void run_layer(Pool *pool, Step *step, int64_t index)
     attend(pool, step);
     step->behind_norm = layer->behind_attention_norm;
     step->next_norm = layer->mlp_norm;
-    pool_run(pool, step->batch->num_tokens, join_ns, join, step);
+    pool_run(pool, step->num_rows, join_ns, join, step);
     feed_forward(pool, step);
     step->behind_norm = layer->behind_mlp_norm;
     step->next_norm = index + 1 < decoder->num_layers ? layer[1].attention_norm
                                                       : decoder->final_norm;
-    pool_run(pool, step->batch->num_tokens, join_ns, join, step);
+    pool_run(pool, step->num_rows, join_ns, join, step);
 }
 
 /* Logits of the wanted tokens, or their argmax. */
@@ -197,12 +228,14 @@ static void finish(Pool *pool, const Step *step)
     const Linear *head = &step->decoder->head;
     int64_t size = head->in_size;
     float *wanted = step->rows.narrow;
+    int all_wanted = step->num_rows == batch->num_logits && wants_ascending(batch);
     for (int64_t i = 0; i < batch->num_logits; i++)
-        memcpy(wanted + i * size, step->rows.normed + batch->logits_indices[i] * size,
+        memcpy(wanted + i * size,
+               step->rows.normed + (all_wanted ? i : batch->logits_indices[i]) * size,
                size * sizeof(float));
     if (batch->logits == NULL) {
-        choose_tokens(pool, head, step->decoder->logits_soft_cap, wanted, batch->num_logits,
-                      batch->chosen, step->rows.scratch);
+        choose_tokens(pool, head, step->decoder->screen, step->decoder->logits_soft_cap, wanted,
+                      batch->num_logits, batch->chosen, step->rows.scratch);
         return;
     }
     linear(pool, head, wanted, batch->num_logits, batch->logits, step->rows.scratch);
@@ -300,7 +333,7 @@ EXPORT Pool *headrace_engine_pool(Engine *engine) { return engine->pool; }
 EXPORT int64_t headrace_decoder_step(Engine *engine, const Decoder *decoder, const Cache *cache,
                                      const Batch *batch)
 {
-    Step step = {.decoder = decoder, .cache = cache, .batch = batch};
+    Step step = {decoder, cache, batch, .num_rows = batch->num_tokens};
     enum status status = check(decoder, cache, batch);
     if (status == STATUS_OK)
         status = lay_out(engine, measure(engine, decoder, batch), &step.rows);

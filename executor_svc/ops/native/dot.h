@@ -8,6 +8,7 @@
  *
  *   VNNI           DOT 4  vpdpbusd: unsigned times signed bytes, so weights are stored plus 128
  *   AVX512, AVX2   DOT 2  vpmaddwd: pairs of int16 (vpmaddubsw would saturate)
+ *   NEON dotprod   DOT 4  sdot: signed bytes
  *   elsewhere      DOT 1  int32 products
  */
 #ifndef HEADRACE_DOT_H
@@ -27,6 +28,12 @@ INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
 INLINE void store_codes(dot_code *to, ivec codes)
 {
     _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)codes));
+}
+INLINE void store_two_digits(dot_code *to, ivec first, ivec second)
+{
+    __m128i a = _mm512_cvtepi32_epi8((__m512i)first), b = _mm512_cvtepi32_epi8((__m512i)second);
+    _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi32(a, b));
+    _mm_storeu_si128((__m128i *)to + 1, _mm_unpackhi_epi32(a, b));
 }
 
 #elif defined(__AVX512BW__)
@@ -64,6 +71,21 @@ INLINE void store_codes(dot_code *to, ivec codes)
         to[i] = (dot_code)codes[i];
 }
 
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+enum { DOT = 4, WEIGHT_ZERO = 0, FLOAT_DIGITS = 2 };
+typedef int8_t dot_code;
+INLINE ivec load_weights(const uint8_t *from) { return (ivec)vld1q_u8(from); }
+INLINE ivec add_dots(ivec sums, ivec weights, ivec x)
+{
+    return (ivec)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)x);
+}
+INLINE void store_codes(dot_code *to, ivec codes)
+{
+    for (int i = 0; i < LANES; i++)
+        to[i] = (dot_code)codes[i];
+}
+
 #else
 
 enum { DOT = 1, WEIGHT_ZERO = 0, FLOAT_DIGITS = 0 };
@@ -78,6 +100,20 @@ INLINE ivec load_weights(const uint8_t *from)
 INLINE ivec add_dots(ivec sums, ivec weights, ivec x) { return sums + weights * x; }
 INLINE void store_codes(dot_code *to, ivec codes) { memcpy(to, &codes, sizeof codes); }
 
+#endif
+
+#if !defined(__AVX512VNNI__)
+/* Codes of two digits in turns: DOT of the first, DOT of the second. */
+INLINE void store_two_digits(dot_code *to, ivec first, ivec second)
+{
+    dot_code a[LANES], b[LANES];
+    store_codes(a, first);
+    store_codes(b, second);
+    for (int i = 0; i < LANES; i += DOT, to += 2 * DOT) {
+        memcpy(to, a + i, DOT * sizeof(dot_code));
+        memcpy(to + DOT, b + i, DOT * sizeof(dot_code));
+    }
+}
 #endif
 
 /* DOT codes, the same in every lane. */

@@ -15,18 +15,12 @@
 #include "greedy.h"
 
 #include <math.h>
-#include <stdbool.h>
 
 #include "activation.h"
 #include "linear.h"
 #include "pack.h"
 
 enum { SPAN_BYTES = 1 << 17, MAX_SPAN_PANELS = 32 };
-
-typedef struct {
-    float logit;
-    int32_t token;
-} Best;
 
 typedef struct {
     Product product;
@@ -52,7 +46,7 @@ static int64_t num_spans(const Linear *head)
     return (num_panels(head->out_size) + span_panels(head) - 1) / span_panels(head);
 }
 
-static size_t greedy_workspace(const Linear *head, int64_t rows)
+static size_t full_workspace(const Linear *head, int64_t rows)
 {
     size_t best = num_spans(head) * rows * sizeof(Best) / sizeof(float);
     return linear_workspace(rows, head->in_size) + best;
@@ -134,8 +128,17 @@ static void search_spans(const void *arg, int64_t first, int64_t last)
     }
 }
 
-static void choose_tokens(Pool *pool, const Linear *head, float soft_cap, const float *x,
-                          int64_t rows, int64_t *tokens, float *workspace)
+static Best search_panels(const Linear *head, float soft_cap, const float *x, int64_t first,
+                          int64_t last)
+{
+    Search search = {.product = {.weight = head, .x = x, .rows = 1}, .soft_cap = soft_cap};
+    Best best;
+    search_tile(&search, 0, first, last, &best);
+    return best;
+}
+
+static void choose_fully(Pool *pool, const Linear *head, float soft_cap, const float *x,
+                         int64_t rows, int64_t *tokens, float *workspace)
 {
     if (rows == 0)
         return;

@@ -23,7 +23,15 @@
 
 #include "greedy.c"
 
+#include "screen_pack.c"
+
+#include "screen.c"
+
+#include "candidates.c"
+
 #include "rotary.c"
+
+#include "attention_pairs.c"
 
 #include "attention_split.c"
 

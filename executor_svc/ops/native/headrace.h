@@ -81,6 +81,7 @@ typedef struct {
     const void *embedding; /* [vocab, hidden] of embedding_dtype; NULL: tied, rows of the head */
     int64_t embedding_dtype, num_layers, num_ropes, hidden_size, inner_size, activation;
     float rms_norm_eps, embedding_scale, logits_soft_cap, padding;
+    const void *screen; /* of the head, as headrace_make_screen() leaves it, or NULL */
 } Decoder;
 
 #endif

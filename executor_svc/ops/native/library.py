@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from executor_svc.ops.native.abi import STRUCTURES, Attention, Batch, Cache, Decoder, Linear
 from stages.native_library import (
+    AUTO,
     BUILDS,
     Interface,
     LibraryUnavailable,
@@ -56,6 +57,22 @@ SIGNATURES: Signatures = {
     "headrace_linear": (
         None,
         (c_void_p, POINTER(Linear), c_void_p, c_int64, c_void_p, c_void_p),
+    ),
+    "headrace_screen_bytes": (c_int64, (c_int64, c_int64)),
+    "headrace_make_screen": (c_int64, (c_void_p, POINTER(Linear), c_void_p)),
+    "headrace_greedy_workspace": (c_int64, (POINTER(Linear), c_int64)),
+    "headrace_choose_tokens": (
+        None,
+        (
+            c_void_p,
+            POINTER(Linear),
+            c_void_p,
+            c_float,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_void_p,
+        ),
     ),
     "headrace_rms_norm": (None, (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
     "headrace_gated_activation": (None, (c_int64, c_void_p, c_int64, c_int64, c_void_p)),
@@ -103,11 +120,16 @@ class Library(NamedTuple):
         return engine
 
 
-def load_library(folder: Path = FOLDER, flags: frozenset[str] | None = None) -> Library:
+def load_library(
+    folder: Path = FOLDER, flags: frozenset[str] | None = None, choice: str = AUTO
+) -> Library:
     """Load the best build in `folder` that a processor with `flags` (default: this one) runs.
+
+    `choice`: auto, or the name of the build that it shall be.
 
     Raises:
         LibraryUnavailable: none was built, or it was built from other sources.
+        ConfigError: the chosen one was not built, or this processor cannot run it.
     """
-    build, path = find_build(folder, NAME, flags)
+    build, path = find_build(folder, NAME, flags, choice)
     return Library(build.name, open_library(path, INTERFACE))

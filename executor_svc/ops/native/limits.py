@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from executor_svc.ops.native.packing import allocate_pages
 PROBE_CHUNK = 1 << 16  # floats, as in probe.c
 PROBE_BYTES = 256 << 20  # more than any cache holds
 ROUNDS, ROUND_S = 3, 0.3
+MOMENT_S = 0.1
 
 
 class Limits(NamedTuple):
@@ -24,8 +26,12 @@ class Limits(NamedTuple):
     flops: float
 
 
-class _Probe:
-    """The two probes of probe.c on threads of their own, which end with it."""
+class Probe:
+    """The two probes of probe.c on threads of their own, which end with it.
+
+    `dtype` is that of the weights: a dot product of bfloat16 does two operations in the time of
+    one.
+    """
 
     def __init__(self, library: Library, num_threads: int, dtype: torch.dtype) -> None:
         self._functions = library.functions
@@ -35,13 +41,25 @@ class _Probe:
         self._factors = torch.full((64,), 1e-3)
         self._out = torch.empty(PROBE_BYTES // 4 // PROBE_CHUNK)
 
-    def read(self) -> int:
+    def measure_limits(self) -> Limits:
+        """Measure both for about a second each; the best pass counts."""
+        rates = [
+            (max(_rates(self._read, ROUND_S)), max(_rates(self._multiply, ROUND_S)))
+            for _ in range(ROUNDS)
+        ]
+        return Limits(*map(max, zip(*rates, strict=True)))
+
+    def read_now(self) -> float:
+        """Bytes read a second at this moment: the median pass of a short while."""
+        return median(_rates(self._read, MOMENT_S))
+
+    def _read(self) -> int:
         """Read the memory once; returns how many bytes that are."""
         chunks, out = self._out.numel(), self._out.data_ptr()
         self._functions.headrace_probe_read(self._pool, self._memory.data_ptr(), chunks, out)
         return PROBE_BYTES
 
-    def multiply(self) -> int:
+    def _multiply(self) -> int:
         """Multiply and add in registers; returns the number of operations."""
         chunks, out = self._out.numel(), self._out.data_ptr()
         count: int = self._functions.headrace_probe_multiply(
@@ -53,20 +71,17 @@ class _Probe:
 def measure_limits(
     library: Library, num_threads: int, dtype: torch.dtype = torch.float32
 ) -> Limits:
-    """Measure both for about a second each with the kernels' own threads; the best pass counts.
-
-    `dtype` is that of the weights: a dot product of bfloat16 does two operations in the time of
-    one.
-    """
-    probe = _Probe(library, num_threads, dtype)
-    rates = [(_best_rate(probe.read), _best_rate(probe.multiply)) for _ in range(ROUNDS)]
-    return Limits(*map(max, zip(*rates, strict=True)))
+    """What `Probe` measures, for those who ask once."""
+    return Probe(library, num_threads, dtype).measure_limits()
 
 
-def _best_rate(work: Callable[[], int]) -> float:
-    """The highest amount of work a second of all passes within `ROUND_S`."""
-    best, end = 0.0, time.perf_counter() + ROUND_S
-    while (begin := time.perf_counter()) < end:
+def _rates(work: Callable[[], int], duration_s: float) -> Iterator[float]:
+    """The amount of work a second of each pass within `duration_s`; one pass at least."""
+    end = time.perf_counter() + duration_s
+    while True:
+        begin = time.perf_counter()
         amount = work()
-        best = max(best, amount / (time.perf_counter() - begin))
-    return best
+        now = time.perf_counter()
+        yield amount / (now - begin)
+        if now >= end:
+            return

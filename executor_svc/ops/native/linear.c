@@ -31,6 +31,7 @@ enum {
     DEPTH_STRIP = 128,                 /* PANEL * DEPTH_STRIP floats: half of a 32 KiB L1 */
     BLOCK_TILES = 20,                  /* tiles of a row block: its activations stay in L2 or L3 */
     DIRECT_TILES = 3,                  /* up to so many, widening on the way costs less */
+    FETCHING_TILES = 8,                /* beyond, the wait for a panel is lost in its use */
 };
 
 static const float NO_BIAS[PANEL]; /* where a bias is read whether there is one or not */
@@ -119,6 +120,19 @@ static void multiply_panel(const Product *p, int64_t panel, int64_t rows, Tile *
     run_tile(rows, p->weight->dtype, tile);
 }
 
+/* The first of a few tiles waits for the panel's memory and the others only multiply: each fetches
+ * its share of the next panel. A single tile reads as fast as memory gives by itself. */
+static void fetch_next_panel(const Product *p, int64_t panel, int64_t tile_index, Tile *tile)
+{
+    int64_t tiles = num_tiles(p->rows), num_steps = depth_steps(p->weight->in_size, BFLOAT16);
+    bool is_last = panel + 1 == num_panels(p->weight->out_size);
+    if (depth_group(p->weight->dtype) == 1 || is_last || tiles == 1 || tiles > FETCHING_TILES)
+        return;
+    size_t share = panel_elements(p->weight->in_size, BFLOAT16) * sizeof(uint16_t) / tiles;
+    tile->fetch = (const char *)panel_of(p->weight, panel + 1) + tile_index * share;
+    tile->fetch_step = share / num_steps;
+}
+
 /* One tile of rows times `depth` steps of a panel from step `k` on, into its place in `out`.
  * `w` is the panel's step k. */
 static void multiply(const Product *p, int64_t panel, int64_t tile_index, const void *w,
@@ -137,6 +151,7 @@ static void multiply(const Product *p, int64_t panel, int64_t tile_index, const 
     tile.out_row = is_whole ? width : PANEL;
     tile.start = k > 0 ? tile.out : bias_of(p->weight, panel);
     tile.start_row = k > 0 ? tile.out_row : 0;
+    fetch_next_panel(p, panel, tile_index, &tile);
     if (!is_whole && k > 0)
         for (int64_t m = 0; m < rows; m++)
             memcpy(edge + m * PANEL, place + m * width, columns * sizeof(float));
@@ -229,6 +244,10 @@ static void round_tiles(const void *arg, int64_t first, int64_t last)
         int64_t begin = tile_begin(t->rows, tile), rows = tile_begin(t->rows, tile + 1) - begin;
         const float *x = t->x + begin * t->in_size;
         float *to = t->tiles + begin * depth_steps(t->in_size, BFLOAT16);
+        if (rows == 1) { /* whole vectors straight to their place: see quantize_row() */
+            round_pairs(x, t->in_size, to);
+            continue;
+        }
         for (int64_t k = 0; k < t->in_size; k += STRIP) {
             int64_t left = t->in_size - k, count = left < STRIP ? left : STRIP;
             for (int64_t m = 0; m < rows; m++)

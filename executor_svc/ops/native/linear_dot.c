@@ -80,25 +80,45 @@ static float largest_size(const float *x, int64_t size)
     return largest.value;
 }
 
+/* One step's codes of each digit, to every `stride`-th place of DOT codes. */
+INLINE void scatter_digits(const ivec *number, const int digits, int64_t steps, dot_code *to,
+                           int64_t stride)
+{
+    UNROLL for (int d = 0; d < digits; d++) {
+        dot_code codes[LANES];
+        store_codes(codes, number[d]);
+        for (int64_t i = 0; i < steps; i++)
+            memcpy(to + i * stride + d * DOT, codes + i * DOT, DOT * sizeof(dot_code));
+    }
+}
+
 /* Quantize one row: digit d into every `stride`-th place of DOT codes from to[d * DOT] on. The sum
- * of each digit's codes goes to sums [digits]. */
+ * of each digit's codes goes to sums [digits].
+ *
+ * A row that is alone in its tile is written in whole vectors: in small pieces it took up to 5 us more,
+ * as the store buffer held few of the lines that the other threads had read last. */
 INLINE void quantize_row(const float *x, int64_t size, float factor, const int digits,
                          dot_code *to, int64_t stride, int32_t *sums)
 {
     const vec shifter = splat(0x1.8p23f); /* leaves the rounded value in the low bits */
+    const bool is_alone = stride == digits * DOT;
     ivec totals[MAX_DIGITS] = {{0}};
     for (int64_t k = 0; k < size; k += LANES, to += LANES / DOT * stride) {
         ivec rest = (ivec)(load_part(x + k, size - k) * factor + shifter) - (ivec)shifter;
-        int64_t left = num_steps(size - k), steps = left < LANES / DOT ? left : LANES / DOT;
+        ivec number[MAX_DIGITS];
         UNROLL for (int d = digits - 1; d >= 0; d--) {
-            ivec higher = d > 0 ? (rest + BASE / 2) >> 8 : (ivec){0}, digit = rest - higher * BASE;
-            dot_code codes[LANES];
-            store_codes(codes, digit);
-            for (int64_t i = 0; i < steps; i++)
-                memcpy(to + i * stride + d * DOT, codes + i * DOT, DOT * sizeof(dot_code));
-            totals[d] += digit;
+            ivec higher = d > 0 ? (rest + BASE / 2) >> 8 : (ivec){0};
+            number[d] = rest - higher * BASE;
+            totals[d] += number[d];
             rest = higher;
         }
+        int64_t left = num_steps(size - k);
+        if (!is_alone || left < LANES / DOT)
+            scatter_digits(number, digits, left < LANES / DOT ? left : LANES / DOT, to, stride);
+        else if (digits == 1)
+            store_codes(to, number[0]);
+        else
+            store_two_digits(to, number[0], number[1]);
     }
     UNROLL for (int d = 0; d < digits; d++) {
         sums[d] = 0;

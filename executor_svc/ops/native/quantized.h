@@ -26,6 +26,8 @@ INLINE vec multiply_add(vec a, vec b, vec c)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif defined(__FP_FAST_FMAF)
     for (int i = 0; i < LANES; i++)
         c[i] = __builtin_fmaf(a[i], b[i], c[i]);
@@ -35,6 +37,16 @@ INLINE vec multiply_add(vec a, vec b, vec c)
 #endif
 }
 
+#if defined(__aarch64__)
+/* The LANES bytes at `from`, the first of eight. */
+INLINE uint8x8_t load_bytes(const void *from)
+{
+    uint32_t bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return (uint8x8_t)vdup_n_u32(bytes);
+}
+#endif
+
 /* LANES codes as floats. */
 INLINE vec widen_int8(const int8_t *from)
 {
@@ -43,6 +55,9 @@ INLINE vec widen_int8(const int8_t *from)
     return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
 #elif defined(__AVX2__)
     return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#elif defined(__aarch64__)
+    int16x8_t wide = vmovl_s8((int8x8_t)load_bytes(from));
+    return (vec)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 #else
     vec out;
     for (int i = 0; i < LANES; i++)
@@ -58,6 +73,8 @@ INLINE void widen_int4(const uint8_t *from, vec *low, vec *high)
     ivec bytes = (ivec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
 #elif defined(__AVX2__)
     ivec bytes = (ivec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#elif defined(__aarch64__)
+    ivec bytes = (ivec)vmovl_u16(vget_low_u16(vmovl_u8(load_bytes(from))));
 #else
     ivec bytes;
     for (int i = 0; i < LANES; i++)

@@ -32,6 +32,8 @@ typedef struct {
     float *out;              /* row m at m * out_row, PANEL columns */
     size_t out_row;
     int64_t depth;
+    const char *fetch;       /* a paired tile brings fetch_step bytes a step of it into L2; or NULL */
+    size_t fetch_step;
 } Tile;
 
 /* Fully unrolled over rows: all but `tile` must be constants where this is inlined. */
@@ -46,8 +48,14 @@ INLINE void tile_of(const int rows, const enum dtype type, const bool is_paired,
     const size_t x_row = tile->x_row, x_step = tile->x_step, w_step = tile->w_step;
     float *out = tile->out; /* a store might change the tile, for all the compiler knows */
     const size_t out_row = tile->out_row;
+    const char *fetch = tile->fetch != NULL ? tile->fetch : (const char *)x;
+    const size_t fetch_step = tile->fetch_step;
     size_t w = 0;
     for (int64_t k = 0; k < tile->depth; k++, x += x_step, w += w_step) {
+        if (is_paired) {
+            __builtin_prefetch(fetch, 0, 2);
+            fetch += fetch_step;
+        }
         vec weights[PANEL_VECS];
         UNROLL for (int v = 0; v < PANEL_VECS; v++)
             weights[v] = widen(tile->w, w + v * LANES, is_paired ? FLOAT32 : type);

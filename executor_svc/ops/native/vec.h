@@ -2,8 +2,8 @@
  * stores, and the elementary functions. Everything else is written once over `vec`.
  *
  * Built several times from the same sources: AVX512 with and without the bfloat16 dot product,
- * AVX2 + FMA, and the compiler's baseline (SSE2 on x86, NEON on aarch64). GCC's and Clang's vector
- * extensions give the arithmetic.
+ * AVX2 + FMA, NEON with dot products of bfloat16 and bytes or of bytes alone, and the compiler's
+ * baseline (SSE2 on x86, NEON on aarch64). GCC's and Clang's vector extensions give the arithmetic.
  */
 #ifndef HEADRACE_VEC_H
 #define HEADRACE_VEC_H
@@ -14,6 +14,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 /* LANES floats a register. A weight panel is PANEL columns wide, PANEL_VECS registers. A tile is
@@ -31,7 +33,7 @@ enum { PANEL = LANES * PANEL_VECS };
 
 /* Is there an instruction for dot_pairs()? Then bfloat16 weights are multiplied by activations that
  * are rounded to bfloat16, at twice the pace of float32. */
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 enum { HAS_BFLOAT_DOT = 1 };
 #else
 enum { HAS_BFLOAT_DOT = 0 };
@@ -41,6 +43,7 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef uint16_t wide_hvec __attribute__((vector_size(4 * LANES)));
 /* What memory holds: any address, any declared type. */
 typedef vec vec_in_memory __attribute__((aligned(1), may_alias));
 typedef hvec hvec_in_memory __attribute__((aligned(1), may_alias));
@@ -94,6 +97,18 @@ INLINE vec vec_max(vec a, vec b)
 #endif
 }
 
+/* a < b ? a : b; b where either is not a number. */
+INLINE vec vec_min(vec a, vec b)
+{
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return choose(a < b, a, b);
+#endif
+}
+
 /* Bit l says whether lane l of a mask, as comparisons give it, is set. */
 INLINE uint32_t lane_bits(ivec mask)
 {
@@ -117,27 +132,6 @@ INLINE void keep_larger(vec value, ivec at, vec *best, ivec *index)
     *index = (is_better & at) | (~is_better & *index);
 }
 
-/* Both reductions halve the vector until one lane is left: one fixed order. */
-INLINE float sum_lanes(vec value)
-{
-    float lanes[LANES];
-    store(lanes, value);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            lanes[i] += lanes[i + width];
-    return lanes[0];
-}
-
-INLINE float max_lanes(vec value)
-{
-    float lanes[LANES];
-    store(lanes, value);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
-}
-
 /* Lane l of the result is lane mask[l] of a and b put side by side. */
 INLINE vec mix(vec a, vec b, ivec mask)
 {
@@ -149,6 +143,38 @@ INLINE vec mix(vec a, vec b, ivec mask)
 #else
     return __builtin_shuffle(a, b, mask);
 #endif
+}
+
+/* Lane l of the result is lane l + width, around the end. */
+INLINE vec rotate_lanes(vec value, const int width)
+{
+    ivec from = {0};
+    UNROLL for (int l = 0; l < LANES; l++)
+        from[l] = (l + width) % LANES;
+    return mix(value, value, from);
+}
+
+/* Both reductions halve the vector until one lane is left: one fixed order. */
+INLINE float sum_lanes(vec value)
+{
+    if (LANES > 8)
+        value += rotate_lanes(value, 8);
+    if (LANES > 4)
+        value += rotate_lanes(value, 4);
+    value += rotate_lanes(value, 2);
+    value += rotate_lanes(value, 1);
+    return value[0];
+}
+
+INLINE float max_lanes(vec value)
+{
+    if (LANES > 8)
+        value = vec_max(value, rotate_lanes(value, 8));
+    if (LANES > 4)
+        value = vec_max(value, rotate_lanes(value, 4));
+    value = vec_max(value, rotate_lanes(value, 2));
+    value = vec_max(value, rotate_lanes(value, 1));
+    return value[0];
 }
 
 /* Swap bit `width` of the row's index with the same bit of the lane's. */
@@ -224,6 +250,8 @@ INLINE vec widen_half(const uint16_t *from)
     return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 #elif defined(__AVX2__)
     return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__aarch64__)
+    return (vec)vcvt_f32_f16((float16x4_t)*(const hvec_in_memory *)from);
 #else
     vec out;
     for (int i = 0; i < LANES; i++)
@@ -239,6 +267,8 @@ INLINE vec widen_bfloat(const uint16_t *from)
     uvec bits = (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
 #elif defined(__AVX2__)
     uvec bits = (uvec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__aarch64__)
+    uvec bits = (uvec)vmovl_u16((uint16x4_t)*(const hvec_in_memory *)from);
 #else
     uvec bits = __builtin_convertvector(*(const hvec_in_memory *)from, uvec);
 #endif
@@ -303,11 +333,51 @@ INLINE void round_pairs(const float *from, int64_t count, float *pairs)
 #if defined(__AVX512BF16__)
     for (; i + LANES <= count; i += LANES, to += 2 * LANES)
         _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)load(from + i)));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    for (; i + LANES <= count; i += LANES, to += 2 * LANES)
+        *(hvec_in_memory *)to = (hvec)vcvt_bf16_f32((float32x4_t)load(from + i));
 #endif
     for (; i < count + count % 2; i++, to += 2) {
         uint16_t bits = i < count ? float_to_bfloat(from[i]) : 0;
         memcpy(to, &bits, sizeof bits);
     }
+}
+
+/* The same of two whole vectors: the pairs of `low`, then those of `high`. */
+INLINE vec round_two(vec low, vec high)
+{
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+#else
+    float floats[2 * LANES], pairs[LANES];
+    store(floats, low);
+    store(floats + LANES, high);
+    round_pairs(floats, 2 * LANES, pairs);
+    return load(pairs);
+#endif
+}
+
+/* Element i of `first` and of `second`, 2 * LANES each, become pair i, of which there are two
+ * vectors. */
+INLINE void zip_pairs(vec first, vec second, vec zipped[2])
+{
+    wide_hvec a = (wide_hvec)first, b = (wide_hvec)second, low, high;
+#if defined(__clang__)
+    for (int l = 0; l < LANES; l++) {
+        low[2 * l] = a[l], low[2 * l + 1] = b[l];
+        high[2 * l] = a[LANES + l], high[2 * l + 1] = b[LANES + l];
+    }
+#else
+    wide_hvec from_low, from_high;
+    UNROLL for (int l = 0; l < LANES; l++) {
+        from_low[2 * l] = l, from_low[2 * l + 1] = 2 * LANES + l;
+        from_high[2 * l] = LANES + l, from_high[2 * l + 1] = 3 * LANES + l;
+    }
+    low = __builtin_shuffle(a, b, from_low);
+    high = __builtin_shuffle(a, b, from_high);
+#endif
+    zipped[0] = (vec)low;
+    zipped[1] = (vec)high;
 }
 
 /* The pair at `pair` in every lane. */
@@ -323,6 +393,8 @@ INLINE vec dot_pairs(vec sums, vec a, vec b)
 {
 #if defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (vec)vbfdotq_f32((float32x4_t)sums, (bfloat16x8_t)a, (bfloat16x8_t)b);
 #else
     const uvec high = (uvec){0} + 0xffff0000u;
     sums += (vec)((uvec)a << 16) * (vec)((uvec)b << 16);
@@ -337,8 +409,7 @@ INLINE vec dot_pairs(vec sums, vec a, vec b)
 INLINE vec vec_exp(vec x)
 {
     const vec low = splat(-87.0f), high = splat(87.0f), shifter = splat(0x1.8p23f);
-    x = choose(x < low, low, x);
-    x = choose(x > high, high, x);
+    x = vec_min(high, vec_max(low, x)); /* a NaN stays */
     vec shifted = x * 1.44269504088896341f + shifter; /* its low bits are the rounded n */
     vec n = shifted - shifter;
     vec r = x - n * 0.693359375f;
