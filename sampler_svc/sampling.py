@@ -6,6 +6,7 @@ Same seed, same tokens: on the device next to the logits and in the sampler stag
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sampler_svc.bad_words import Ban
 from sampler_svc.logprobs import LogprobColumns, SampledLogprobs, prompt_logprobs
 from sampler_svc.noise import uniform
 from sampler_svc.penalties import PenaltyCounts
@@ -24,13 +26,15 @@ from sampler_svc.sampling_rows import (
     SamplingRows,
     uses_penalties,
 )
-from sampler_svc.torch_head import DrawFromLikeliest, TorchHead
+from sampler_svc.torch_head import DrawFromLikeliest, LikeliestKeeper, TorchHead
 from sampler_svc.uploads import Upload, upload_to
 from stages.columns import Int32Array, i32
 from stages.messages import NewRow
+from stages.native_library import AUTO
 
 __all__ = [
     "DrawFromLikeliest",
+    "LikeliestKeeper",
     "LogprobColumns",
     "RowSampler",
     "SampledLogprobs",
@@ -38,6 +42,9 @@ __all__ = [
     "TorchHead",
     "prompt_logprobs",
 ]
+
+# Halves of a batch take turns, and so do steps with and without the rows that lag.
+NUM_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,10 @@ class SampledTokens:
 class RowSampler:
     """Samples rows of a persistent batch, each by its own parameters.
 
-    The order of operations is vLLM's: logit_bias, min_tokens, repetition, frequency and presence
-    penalty; then argmax where the temperature is 0, else temperature, min_p, top_k, top_p and one
-    draw whose noise is a function of (seed, number of outputs so far) alone. Never reads a device
-    tensor back, except that on the CPU it may.
+    The order of operations is vLLM's: logit_bias, min_tokens and bad_words, repetition, frequency
+    and presence penalty; then argmax where the temperature is 0, else temperature, min_p, top_k,
+    top_p and one draw whose noise is a function of (seed, number of outputs so far) alone. Never
+    reads a device tensor back, except that on the CPU it may.
     """
 
     def __init__(
@@ -65,19 +72,25 @@ class RowSampler:
         upload: Upload | None = None,
         head: SamplingHead | None = None,
         num_threads: int | None = None,
+        kernels: str = AUTO,
     ) -> None:
-        """`upload` and `head`: None for those of the device; num_threads: None for torch's."""
+        """`upload` and `head`: None for those of the device; num_threads: None for torch's.
+
+        `kernels`: see `make_sampling_head`.
+        """
         device = torch.device(device)
         num_threads = num_threads or torch.get_num_threads()
         self._upload = upload or upload_to(device)
-        self._head = head or make_sampling_head(device, vocab_size, num_threads, self._upload)
+        self._head = head or make_sampling_head(
+            device, vocab_size, num_threads, self._upload, kernels
+        )
         self._rows = SamplingRows(max_num_rows, vocab_size)
         self._counts = PenaltyCounts(vocab_size, device, self._upload)
-        self._batch: SamplingBatch | None = None
+        self._batches: deque[SamplingBatch] = deque(maxlen=NUM_BATCHES)
 
     def admit(self, new_row: NewRow) -> None:
         """Take a request into a free row and rebuild its state from its tokens so far."""
-        self._batch = None
+        self._batches.clear()
         self._rows.admit(new_row)
         if uses_penalties(new_row.params):
             token_ids = i32(new_row.token_ids)
@@ -88,7 +101,8 @@ class RowSampler:
         """Forget the requests in these rows: int32 [n], in most steps none."""
         if not len(rows):
             return
-        self._batch = None
+        self._batches.clear()
+        self._rows.bad_words.release(rows)
         slots = self._rows.penalty_slots[rows]
         for slot in slots[slots != NO_SLOT].tolist():
             self._counts.release(slot)
@@ -112,45 +126,61 @@ class RowSampler:
         """Whether more is wanted of a row than its likeliest token; int32 [m], as for `sample`."""
         batch = self._batch_of(rows)
         is_edited = batch.bias is not None or batch.penalties is not None
-        is_banned = batch.min_tokens is not None and self._is_active(batch.min_tokens).any()
         is_plain = batch.columns.is_greedy and not len(batch.with_logprobs)
-        return bool(is_edited or is_banned or not is_plain)
+        return is_edited or not is_plain or self._ban(batch) is not None
 
     def take_greedy(self, token_ids: Tensor, rows: Int32Array) -> SampledTokens:
         """Count tokens that the model chose itself, int64 [m], where no row needs logits."""
         self._rows.num_output[rows] += 1
         return SampledTokens(token_ids, None)
 
+    def note_tokens(self, rows: Int32Array, token_ids: Int32Array) -> None:
+        """Know the tokens of a step on the host, in the order of steps: int32 [m] both.
+
+        Where no row has `bad_words` this may be left out. It must come before such a row's next
+        `sample`, which is why the row lags where tokens are late.
+        """
+        self._rows.bad_words.note(rows, token_ids)
+
     def _batch_of(self, rows: Int32Array) -> SamplingBatch:
-        """In steady decode the rows are those of the last step, and so is what they need."""
-        if self._batch is None or not np.array_equal(self._batch.rows, rows):
-            self._batch = self._rows.batch(rows, self._upload)
-        return self._batch
+        """In steady decode the rows are those of one of the last steps, and so is their need."""
+        for batch in self._batches:
+            if np.array_equal(batch.rows, rows):
+                return batch
+        batch = self._rows.batch(rows, self._upload)
+        self._batches.append(batch)
+        return batch
 
     # ── edits of the logits ──────────────────────────────────────────────────────────────────
 
     def _edit(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        if batch.bias is None and batch.min_tokens is None and batch.penalties is None:
+        ban = self._ban(batch)
+        if batch.bias is None and ban is None and batch.penalties is None:
             return logits
         logits = logits.clone()
         if batch.bias is not None:
             place = (batch.bias.index, batch.bias.ids)
             logits.index_put_(place, batch.bias.values, accumulate=True)
-        if batch.min_tokens is not None:
-            self._ban(logits, batch.min_tokens)
+        if ban is not None:
+            logits[self._upload(ban.places), self._upload(ban.ids)] = float("-inf")
         if batch.penalties is not None:
             self._counts.penalize(logits, batch.penalties)
         return logits
 
-    def _is_active(self, ban: MinTokens) -> NDArray[np.bool_]:
-        return self._rows.num_output[ban.rows] < ban.until
+    def _ban(self, batch: SamplingBatch) -> Ban | None:
+        """The tokens that must not come in this step; None for none, as in most steps."""
+        bans: list[Ban] = []
+        if batch.min_tokens is not None:
+            bans.append(self._young(batch.min_tokens))
+        if batch.bad_words is not None:
+            bans.append(self._rows.bad_words.ban(batch.bad_words))
+        bans = [ban for ban in bans if len(ban.ids)]
+        return Ban(*map(np.concatenate, zip(*bans, strict=True))) if bans else None
 
-    def _ban(self, logits: Tensor, ban: MinTokens) -> None:
-        is_active = self._is_active(ban)
-        if is_active.any():
-            index = self._upload(ban.index[is_active])
-            ids = self._upload(ban.ids[is_active])
-            logits[index, ids] = float("-inf")
+    def _young(self, stops: MinTokens) -> Ban:
+        """The stop tokens of rows that have not `min_tokens` yet."""
+        is_young = self._rows.num_output[stops.rows] < stops.until
+        return Ban(stops.index[is_young], stops.ids[is_young])
 
     # ── the choice ───────────────────────────────────────────────────────────────────────────
 

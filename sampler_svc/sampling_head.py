@@ -16,7 +16,7 @@ from sampler_svc.native.library import load_library
 from sampler_svc.sampling_rows import ChoiceColumns
 from sampler_svc.torch_head import TorchHead
 from sampler_svc.uploads import Upload
-from stages.native_library import LibraryUnavailable
+from stages.native_library import AUTO, TORCH, LibraryUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,16 @@ class SamplingHead(Protocol):
 
 
 def make_sampling_head(
-    device: torch.device, vocab_size: int, num_threads: int, upload: Upload
+    device: torch.device, vocab_size: int, num_threads: int, upload: Upload, kernels: str = AUTO
 ) -> SamplingHead:
-    """The compiled sampling head on a CPU that has it, torch everywhere else."""
-    if device.type != "cpu":
+    """The compiled sampling head on a CPU that has it, torch everywhere else.
+
+    `kernels`: the name of a build, auto or torch; raises ConfigError if there is no such build.
+    """
+    if device.type != "cpu" or kernels == TORCH:
         return TorchHead(upload)
     try:
-        library = load_library()
+        library = load_library(choice=kernels)
     except LibraryUnavailable as unavailable:
         logger.warning("sampling on torch, much slower than it could be: %s", unavailable)
         return TorchHead(upload)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sampler_svc.bad_words import BadWordRows, BadWords, split_bad_words
 from sampler_svc.noise import seed_bits
 from sampler_svc.penalties import PenaltyRows
 from sampler_svc.uploads import Upload
@@ -28,13 +29,14 @@ class ChoiceColumns:
     """How the token of each row of a batch is chosen from its edited logits: host columns [m].
 
     temperatures: float32, 0 for a greedy row; min_p: float32, 0 for none; top_k: int64, 0 for
-    none; top_p: float64, 1 for none.
+    none; top_p: float64, 1 for none; is_seeded: bool, the client gave the seed.
     """
 
     temperatures: NDArray[np.float32]
     min_p: NDArray[np.float32]
     top_k: Int64Array
     top_p: NDArray[np.float64]
+    is_seeded: NDArray[np.bool_]
     is_greedy: bool
 
 
@@ -73,6 +75,7 @@ class SamplingBatch:
     penalties: PenaltyRows | None
     bias: TokenBias | None
     min_tokens: MinTokens | None
+    bad_words: BadWords | None
     with_logprobs: Int64Array
     num_top: Int32Array
 
@@ -83,6 +86,7 @@ class SamplingRows:
     def __init__(self, max_num_rows: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self.seeds = np.zeros(max_num_rows, dtype=np.uint64)
+        self._is_seeded = np.zeros(max_num_rows, dtype=np.bool_)
         self.num_output = np.zeros(max_num_rows, dtype=np.int64)
         self.penalty_slots = np.full(max_num_rows, NO_SLOT, dtype=np.int64)
         self._temperature = np.zeros(max_num_rows, dtype=np.float32)
@@ -94,11 +98,13 @@ class SamplingRows:
         self._min_tokens = np.zeros(max_num_rows, dtype=np.int64)
         self._banned_ids: dict[int, Int32Array] = {}
         self._bias: dict[int, tuple[Int32Array, FloatArray]] = {}
+        self.bad_words = BadWordRows(max_num_rows)
 
     def admit(self, new_row: NewRow) -> None:
         """Fill a row's entries; its penalty slot stays as it is."""
         row, params = new_row.row, new_row.params
         self.seeds[row] = seed_bits(params.seed)
+        self._is_seeded[row] = not params.is_seed_drawn
         self.num_output[row] = len(new_row.token_ids) // 4 - new_row.num_prompt_tokens
         is_greedy = params.temperature < _GREEDY_BELOW
         self._temperature[row] = 0.0 if is_greedy else params.temperature
@@ -108,16 +114,21 @@ class SamplingRows:
         self._penalties[row] = _penalties(params)
         self._num_logprobs[row] = min(params.logprobs, self._vocab_size)
         self._min_tokens[row] = params.min_tokens
-        self._admit_id_columns(row, params)
+        single_ids, words = split_bad_words(params)
+        self._admit_id_columns(row, params, single_ids)
+        known_words = [word for word in words if self._is_known(word).all()]
+        self.bad_words.admit(row, known_words, i32(new_row.token_ids)[new_row.num_prompt_tokens :])
 
-    def _admit_id_columns(self, row: int, params: SamplingParams) -> None:
+    def _admit_id_columns(self, row: int, params: SamplingParams, bad_ids: Int32Array) -> None:
         self._banned_ids.pop(row, None)
         self._bias.pop(row, None)
         if params.min_tokens and params.stop_token_ids:
             ids = i32(params.stop_token_ids)
             self._banned_ids[row] = ids[self._is_known(ids)]
-        if params.logit_bias_ids:
-            ids, values = i32(params.logit_bias_ids), f32(params.logit_bias_values)
+        if params.logit_bias_ids or len(bad_ids):
+            ids = np.concatenate([i32(params.logit_bias_ids), bad_ids])
+            never = np.full(len(bad_ids), -np.inf, dtype=np.float32)
+            values = np.concatenate([f32(params.logit_bias_values), never])
             is_known = self._is_known(ids)
             self._bias[row] = (ids[is_known], values[is_known])
 
@@ -136,6 +147,7 @@ class SamplingRows:
             penalties=self._penalty_rows(rows, upload),
             bias=self._token_bias(rows, upload),
             min_tokens=self._min_tokens_of(rows),
+            bad_words=self.bad_words.batch(rows),
             with_logprobs=with_logprobs,
             num_top=self._num_logprobs[rows[with_logprobs]],
         )
@@ -147,6 +159,7 @@ class SamplingRows:
             min_p=self._min_p[rows],
             top_k=self._top_k[rows],
             top_p=self._top_p[rows],
+            is_seeded=self._is_seeded[rows],
             is_greedy=not temperatures.any(),
         )
 

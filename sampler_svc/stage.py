@@ -117,7 +117,8 @@ class SamplerStage:
             return None
         from sampler_svc.host_sampler import HostSampler
 
-        return HostSampler(self._config.max_num_seqs, self._config.facts.vocab_size)
+        config = self._config
+        return HostSampler(config.max_num_seqs, config.facts.vocab_size, config.cpu_kernels)
 
     def _follow(self, record: Plan | Result) -> list[Message]:
         match record:

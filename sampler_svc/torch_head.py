@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,13 +29,33 @@ class DrawGroup:
     """Random rows that are drawn in the same way.
 
     index: int64 [g], their places among the random rows, None for all of them. top_k: int64 [g, 1]
-    or None; top_p: float64 [g, 1] or None; max_top_k: the largest of `top_k`.
+    or None; top_p: float64 [g, 1] or None; max_top_k: the largest of `top_k`. is_kept: their sets
+    are the device's `LikeliestKeeper`'s.
     """
 
     index: Tensor | None
     top_k: Tensor | None
     top_p: Tensor | None
     max_top_k: int
+    is_kept: bool
+
+
+class LikeliestKeeper(Protocol):
+    """A device's own kernel for top-k and top-p sets, from which is drawn in another order than
+    `draw.py`'s: in that of the vocabulary.
+    """
+
+    def takes(self, top_k: Int64Array, is_seeded: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which rows it is for, each by itself, so that none depends on its company: bool [n].
+
+        top_k: int64 [n], 0 for none; is_seeded: bool [n], the client gave the seed, to which the
+        tokens of `draw.py` are promised.
+        """
+        ...
+
+    def keep(self, weights: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+        """The weights int64 [g, vocab] with 0 for all that is not in the sets; see `DrawGroup`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,21 +77,23 @@ class TorchHead:
     """A `SamplingHead` that never reads a device tensor back, except that on the CPU it may."""
 
     def __init__(
-        self, upload: Upload, draw_from_likeliest: DrawFromLikeliest | None = None
+        self,
+        upload: Upload,
+        draw_from_likeliest: DrawFromLikeliest | None = None,
+        keeper: LikeliestKeeper | None = None,
     ) -> None:
-        """`draw_from_likeliest`: a device's own kernel for it."""
+        """`draw_from_likeliest`: a device's own kernel for it; `keeper`: or for some rows."""
         self._upload = upload
         self._draw_from_likeliest = draw_from_likeliest
-        self._columns: ChoiceColumns | None = None
-        self._random: RandomRows | None = None
+        self._keeper = keeper
+        # Two sets of rows may take turns.
+        self._known: deque[tuple[ChoiceColumns, RandomRows | None]] = deque(maxlen=2)
 
     def choose(
         self, logits: Tensor, columns: ChoiceColumns, uniforms: NDArray[np.float64]
     ) -> Tensor:
         """See `SamplingHead.choose`."""
-        if columns is not self._columns:
-            self._columns, self._random = columns, self._random_rows(columns)
-        random = self._random
+        random = self._random_rows_of(columns)
         if random is None:
             return _argmax(logits)
         noise = self._upload(uniforms[random.places])
@@ -102,12 +126,22 @@ class TorchHead:
         top_k, top_p = group.top_k, group.top_p
         if top_k is None and top_p is None:
             return draw_from_all(weights, uniforms)
+        if group.is_kept and self._keeper is not None:
+            return draw_from_all(self._keeper.keep(weights, top_k, top_p), uniforms)
         if self._draw_from_likeliest is not None:
             return self._draw_from_likeliest(weights, uniforms, top_k, top_p)
         if top_k is not None:
             return draw_from_top_k(weights, uniforms, top_k, top_p, group.max_top_k)
         assert top_p is not None
         return draw_from_top_p(weights, uniforms, top_p)
+
+    def _random_rows_of(self, columns: ChoiceColumns) -> RandomRows | None:
+        for known, random in self._known:
+            if known is columns:
+                return random
+        random = self._random_rows(columns)
+        self._known.append((columns, random))
+        return random
 
     def _random_rows(self, columns: ChoiceColumns) -> RandomRows | None:
         places = np.flatnonzero(columns.temperatures)
@@ -119,13 +153,27 @@ class TorchHead:
             index=None if len(places) == len(columns.temperatures) else self._upload(places),
             temperatures=self._column(columns.temperatures[places]),
             min_p=self._column(min_p) if min_p.any() else None,
-            groups=self._draw_groups(columns.top_k[places], columns.top_p[places]),
+            groups=self._draw_groups(
+                columns.top_k[places], columns.top_p[places], columns.is_seeded[places]
+            ),
         )
 
-    def _draw_groups(self, top_k: Int64Array, top_p: NDArray[np.float64]) -> list[DrawGroup]:
+    def _draw_groups(
+        self, top_k: Int64Array, top_p: NDArray[np.float64], is_seeded: NDArray[np.bool_]
+    ) -> list[DrawGroup]:
         has_top_k, has_top_p = top_k > 0, top_p < 1.0
+        is_kept = has_top_k | has_top_p
+        if self._keeper is None:
+            is_kept = np.zeros_like(is_kept)
+        else:
+            is_kept[is_kept] = self._keeper.takes(top_k[is_kept], is_seeded[is_kept])
+        limited = has_top_k, ~has_top_k & has_top_p
         groups = []
-        for members in (has_top_k, ~has_top_k & has_top_p, ~has_top_k & ~has_top_p):
+        for members in (
+            *(rows & ~is_kept for rows in limited),
+            *(rows & is_kept for rows in limited),
+            ~has_top_k & ~has_top_p,
+        ):
             index = np.flatnonzero(members)
             if not len(index):
                 continue
@@ -136,6 +184,7 @@ class TorchHead:
                     top_k=self._column(own_top_k) if own_top_k.any() else None,
                     top_p=self._column(own_top_p) if (own_top_p < 1.0).any() else None,
                     max_top_k=int(own_top_k.max()),
+                    is_kept=bool(is_kept[index[0]]),
                 )
             )
         return groups

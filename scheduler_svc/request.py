@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from scheduler_svc.lag import LagReason
 from stages.columns import Int32Array, i32
 from stages.errors import RequestError
 from stages.finish import finish_reasons
@@ -23,6 +24,7 @@ class Request:
     token_ids: the prompt and behind it the outputs so far, int32 [n]; as long as the request has
     a row, the row's tokens are the true ones. arrival: a running number. is_protected: it has
     been preempted as often as allowed, so it is admitted only with its whole length reserved.
+    lag_reason: whether its steps wait for its last token, and why.
     num_cached_tokens: of the first admission, -1 before. block_keys: see `prefix_cache`; the
     first `num_published_blocks` of the blocks in its row are findable.
     """
@@ -38,6 +40,7 @@ class Request:
     row: int = NO_ROW
     num_preemptions: int = 0
     is_protected: bool = False
+    lag_reason: LagReason = LagReason.NONE
     num_cached_tokens: int = -1
     block_keys: list[bytes] = field(default_factory=list)
     num_published_blocks: int = 0

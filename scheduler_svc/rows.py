@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler_svc.lag import LagReason
 from scheduler_svc.request import NO_ROW, Request
 from stages.columns import Int32Array
 from stages.finish import NO_TOKEN, finish_reasons
@@ -28,7 +29,8 @@ class RowTable:
 
     num_known: tokens whose place is known, those in flight included; num_computed: tokens with
     KV, those in flight included; num_output: outputs that have come back. last_step: id of the
-    last step sent that contains the row. is_decoding: what the executor was told. Invariant: a
+    last step sent that contains the row. is_decoding: what the executor was told. lag_reason:
+    int8 `LagReason`; num_lagging: how many rows have one. Invariant: a
     running row is either in prefill (all tokens known by value) or has
     `num_known == num_computed + 1`, the newest token being on the device.
     """
@@ -44,6 +46,8 @@ class RowTable:
         self.is_protected = np.zeros(num_rows, dtype=np.bool_)
         self.is_prefilling = np.zeros(num_rows, dtype=np.bool_)
         self.is_decoding = np.zeros(num_rows, dtype=np.bool_)
+        self.lag_reason = np.zeros(num_rows, dtype=np.int8)
+        self.num_lagging = 0
         self.num_prompt = np.zeros(num_rows, dtype=np.int32)
         self.num_known = np.zeros(num_rows, dtype=np.int32)
         self.num_computed = np.zeros(num_rows, dtype=np.int32)
@@ -64,8 +68,14 @@ class RowTable:
         return int(free[0]) if len(free) else NO_ROW
 
     def decodable(self) -> Int32Array:
-        """Rows that want one more token, ascending; not those whose last is surely in flight."""
-        return _indices((self.status == RUNNING) & ~self.is_prefilling & ~self._has_all_planned())
+        """Rows that may be given one more token, ascending.
+
+        Not those whose last is surely in flight, nor lagging rows that have any in flight.
+        """
+        wants_token = (self.status == RUNNING) & ~self.is_prefilling & ~self._has_all_planned()
+        if self.num_lagging:
+            wants_token &= ~(self.lag_reason.astype(np.bool_) & self._awaits_token())
+        return _indices(wants_token)
 
     def prefilling(self) -> Int32Array:
         """Rows that have known tokens to catch up with, ascending."""
@@ -82,9 +92,7 @@ class RowTable:
 
     def awaits_token(self, rows: Int32Array) -> NDArray[np.bool_]:
         """Which of these rows have a token in flight: bool [n]."""
-        num_outputs_planned = self.num_known[rows] - self.num_prompt[rows]
-        awaits: NDArray[np.bool_] = num_outputs_planned > self.num_output[rows]
-        return awaits
+        return self._awaits_token()[rows]
 
     def is_full(self, rows: Int32Array) -> NDArray[np.bool_]:
         """Which of these rows have no slot for their next token: bool [n]."""
@@ -106,6 +114,10 @@ class RowTable:
         """Running rows."""
         return int(np.count_nonzero(self.status == RUNNING))
 
+    def _awaits_token(self) -> NDArray[np.bool_]:
+        awaits: NDArray[np.bool_] = self.num_known - self.num_prompt > self.num_output
+        return awaits
+
     def _has_all_planned(self) -> NDArray[np.bool_]:
         return self.num_known - self.num_prompt >= self.max_tokens
 
@@ -122,6 +134,7 @@ class RowTable:
         self.arrival[row] = request.arrival
         self.is_protected[row] = request.is_protected
         self.is_prefilling[row] = True
+        self._set_lag_reason(row, request.lag_reason)
         self.num_prompt[row] = request.num_prompt_tokens
         self.num_known[row] = num_known
         self.num_computed[row] = num_computed
@@ -142,6 +155,7 @@ class RowTable:
         self.status[row] = FREE
         self.is_decoding[row] = False  # the executor learns it from `released_rows`
         self.num_blocks[row] = 0
+        self._set_lag_reason(row, LagReason.NONE)
 
     def append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> None:
         """Append one block to the block table of each row."""
@@ -179,6 +193,10 @@ class RowTable:
         )
         self.status[rows[reasons != 0]] = FINISHED
         return len(rows)
+
+    def _set_lag_reason(self, row: int, reason: LagReason) -> None:
+        self.num_lagging += bool(reason) - bool(self.lag_reason[row])
+        self.lag_reason[row] = reason
 
     def _set_stop_token_ids(self, row: int, stop_token_ids: Int32Array) -> None:
         missing = len(stop_token_ids) - self.stop_token_ids.shape[1]

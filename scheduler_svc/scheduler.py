@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scheduler_svc.allocator import Allocator, KVCache
 from scheduler_svc.counters import Counters
+from scheduler_svc.lag import LagReason, lag_reason, samples_ahead
 from scheduler_svc.policy import WaitingQueue, sort_by_rank
 from scheduler_svc.request import NO_ROW, Request
 from scheduler_svc.rows import FINISHED, PREEMPTED, RUNNING, RowTable
@@ -59,6 +60,7 @@ class Scheduler:
         self._max_num_batched_tokens = config.max_num_batched_tokens
         self._max_preemptions = config.max_preemptions
         self._alternates_halves = config.overlap and config.sampling_placement == "process"
+        self._samples_ahead = samples_ahead(config)
         self._counters = counters
         self._pool = kv_cache.pool
         self._rows = RowTable(config.max_num_seqs, config.max_model_len, kv_cache.block_size)
@@ -92,6 +94,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Let a new request wait."""
         request.is_protected = self._max_preemptions <= 0
+        if self._samples_ahead:
+            request.lag_reason = lag_reason(request.params)
         self._requests[request.request_id] = request
         self._waiting.push(request)
 
@@ -253,6 +257,10 @@ class Scheduler:
         """Count a step as in flight; return its id."""
         step_id = self.next_step_id
         self.next_step_id += 1
+        if self._rows.num_lagging:
+            reasons = self._rows.lag_reason[decoding]
+            counts = np.bincount(reasons[reasons > 0], minlength=len(LagReason))
+            self._counters.lagging_row_steps += counts
         sampled = self._rows.advance(step_id, decoding, prefill.rows, prefill.lens)
         self._in_flight.append(
             StepInFlight(

@@ -101,6 +101,7 @@ class SchedulerStage:
             "generation_tokens_total": counters.generation_tokens,
             "steps_total": counters.steps,
             "dropped_messages_total": counters.dropped_messages,
+            **counters.lagging_stats(),
         }
 
     def _open(

@@ -66,12 +66,15 @@ Prompt: TypeAlias = TextPrompt | ChatPrompt | TokenPrompt
 class SamplingParams(Message, frozen=True):
     """How one request is sampled and where it ends.
 
-    `max_tokens`: 0 asks for all that the context holds; the tokenizer stage replaces it by the
-    true limit. `top_k`: 0 keeps all. `seed` is always set: the gateway draws one for a request
-    that brings none. `logprobs`/`prompt_logprobs`: -1 for none, else how many alternatives.
-    `stop_token_ids` (int32 bytes): the user's; the tokenizer stage adds the model's end-of-sequence
-    ids unless `ignore_eos`. `logit_bias_ids` (int32 bytes) and `logit_bias_values` (float32 bytes)
-    are parallel columns.
+    `max_tokens`: 0 asks for all that the context holds; the tokenizer stage replaces it by the true
+    limit. `top_k`: 0 keeps all. `seed` is always set: the gateway draws one for a request that
+    brings none (`is_seed_drawn`). `logprobs`/`prompt_logprobs`: -1 for none, else how many
+    alternatives. `stop_token_ids` (int32 bytes): the user's; the tokenizer stage adds the model's
+    end-of-sequence ids unless `ignore_eos`. `logit_bias_ids` (int32 bytes) and `logit_bias_values`
+    (float32 bytes) are parallel columns. `bad_words`: texts that must not be generated; the
+    tokenizer stage replaces them by token sequences: `bad_word_ids`, concatenated, and
+    `bad_word_lens` (both int32 bytes). The last token of a sequence is forbidden where the outputs
+    end in those before it.
     """
 
     max_tokens: int = 0
@@ -94,6 +97,10 @@ class SamplingParams(Message, frozen=True):
     logit_bias_ids: bytes = b""
     logit_bias_values: bytes = b""
     echo: bool = False
+    bad_words: list[str] = []
+    bad_word_ids: bytes = b""
+    bad_word_lens: bytes = b""
+    is_seed_drawn: bool = False
 
 
 # ── gateway → tokenizer ──────────────────────────────────────────────────────────────────────

@@ -18,6 +18,9 @@ from stages.messages import SamplingParams
 # cannot fit and is refused before it costs a tokenization.
 MAX_BYTES_PER_TOKEN = 16
 
+# Of all bad words of a request together; each is compared with the outputs at every step.
+MAX_BAD_WORD_TOKENS = 1024
+
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 
@@ -62,6 +65,8 @@ def complete_params(
     vocab_size = config.facts.vocab_size
     check_token_ids(i32(params.stop_token_ids), vocab_size, "stop_token_ids")
     check_token_ids(i32(params.logit_bias_ids), vocab_size, "logit_bias")
+    check_token_ids(i32(params.bad_word_ids), vocab_size, "bad_words")
+    _check_num_bad_word_tokens(len(i32(params.bad_word_ids)))
     max_tokens = _max_tokens(params.max_tokens, num_prompt_tokens, config.max_model_len, param)
     if params.min_tokens > max_tokens:
         raise RequestError(
@@ -71,6 +76,15 @@ def complete_params(
     return msgspec.structs.replace(
         params, max_tokens=max_tokens, stop_token_ids=_stop_token_ids(params, config)
     )
+
+
+def _check_num_bad_word_tokens(num_tokens: int) -> None:
+    if num_tokens > MAX_BAD_WORD_TOKENS:
+        raise RequestError(
+            f"bad_words have {num_tokens} tokens in all, with and without a space before each, but "
+            f"at most {MAX_BAD_WORD_TOKENS} are looked for; send fewer or shorter words.",
+            param="bad_words",
+        )
 
 
 def _max_tokens(asked: int, num_prompt_tokens: int, max_model_len: int, param: str) -> int:

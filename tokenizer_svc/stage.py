@@ -27,6 +27,7 @@ from stages.messages import (
     TokenizedRequest,
 )
 from stages.model_folder import model_path
+from tokenizer_svc.bad_words import with_bad_word_ids
 from tokenizer_svc.encode import TextCodec, load_tokenizer
 from tokenizer_svc.limits import check_text, check_token_ids, complete_params
 from tokenizer_svc.rejection import TOKENIZER_ERROR, prompt_param, reject
@@ -99,7 +100,8 @@ class TokenizerStage:
             raise RequestError("The prompt must have at least one token.", param=param)
         # Not only of the client's ids: a tokenizer can know more tokens than the model embeds.
         check_token_ids(token_ids, self._config.facts.vocab_size, param)
-        params = complete_params(message.params, len(token_ids), self._config, param)
+        params = with_bad_word_ids(message.params, self._codec)
+        params = complete_params(params, len(token_ids), self._config, param)
         self._num_prompt_tokens += len(token_ids)
         return TokenizedRequest(
             request_id=message.request_id,

@@ -15,7 +15,6 @@ UNSUPPORTED = (
     "guided_regex",
     "guided_choice",
     "guided_grammar",
-    "bad_words",
     "allowed_token_ids",
     "use_beam_search",
     "suffix",
@@ -69,6 +68,7 @@ def check_sampling(fields: SamplingFields, max_tokens: int, config: ServerConfig
             param="stream_options",
         )
     check_token_ids(fields.stop_token_ids or [], "stop_token_ids", config)
+    check_bad_words(fields.bad_words or [])
 
 
 def check_max_tokens(max_tokens: int | None, param: str, config: ServerConfig) -> None:
@@ -108,6 +108,17 @@ def check_token_ids(token_ids: list[int], param: str, config: ServerConfig) -> N
             raise RequestError(
                 f"{param} has token id {token_id}; the model's ids are 0 to {vocab_size - 1}",
                 param=param,
+            )
+
+
+def check_bad_words(words: list[str]) -> None:
+    """Refuse words of which nothing is left: white space before a word is not part of it."""
+    for word in words:
+        if not word.strip():
+            raise RequestError(
+                f"bad_words has {word!r}, which is white space alone; leave it out, or give its "
+                "token ids a bias of -100 in logit_bias",
+                param="bad_words",
             )
 
 

@@ -62,6 +62,14 @@ LogitBias: TypeAlias = Annotated[
         f"an object of at most {{}} token ids, each with a number up to ±{limits.MAX_BIAS}",
     ),
 ]
+BadWord: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.MAX_BAD_WORD_CHARS)]
+BadWords: TypeAlias = Annotated[
+    list[BadWord],
+    _at_most(
+        limits.MAX_BAD_WORDS,
+        f"a list of at most {{}} strings, each of 1 to {limits.MAX_BAD_WORD_CHARS} characters",
+    ),
+]
 TemplateInt: TypeAlias = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]
 TemplateText: TypeAlias = Annotated[str, Meta(max_length=limits.MAX_TEMPLATE_VALUE_CHARS)]
 TemplateKwargs: TypeAlias = Annotated[
@@ -127,6 +135,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, _above_0_to(100)] | None = None
     logit_bias: LogitBias | None = None
+    bad_words: BadWords | None = None
     skip_special_tokens: Flag | None = None
     priority: Annotated[int, _between(-INT32_MAX, INT32_MAX, "an integer")] | None = None
     cache_salt: Annotated[str, _chars(1, limits.MAX_CACHE_SALT_CHARS)] | None = None
@@ -141,7 +150,6 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
-    bad_words: Any = None
     allowed_token_ids: Any = None
     use_beam_search: Any = None
 

@@ -56,6 +56,7 @@ def sampling_params(
         logit_bias_ids=i32_bytes(logit_bias_ids(fields, config)),
         logit_bias_values=f32_bytes((fields.logit_bias or {}).values()),
         echo=echo,
+        bad_words=fields.bad_words or [],
     )
 
 
@@ -81,7 +82,9 @@ def draft_requests(
             request_id=0,
             epoch=0,
             prompt=prompt,
-            params=msgspec.structs.replace(params, seed=_seed(fields.seed, index)),
+            params=msgspec.structs.replace(
+                params, seed=_seed(fields.seed, index), is_seed_drawn=fields.seed is None
+            ),
             priority=fields.priority or 0,
             cache_salt=fields.cache_salt or "",
             arrival_ns=arrival_ns,

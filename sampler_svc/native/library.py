@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sampler_svc.native.abi import STRUCTURES, Choice, Logprobs
-from stages.native_library import Interface, find_build, open_library
+from stages.native_library import AUTO, Interface, find_build, open_library
 
 FOLDER = Path(__file__).parent
 NAME = "sampling"
@@ -48,11 +48,16 @@ class SamplingLibrary(NamedTuple):
         return head
 
 
-def load_library(folder: Path = FOLDER, flags: frozenset[str] | None = None) -> SamplingLibrary:
+def load_library(
+    folder: Path = FOLDER, flags: frozenset[str] | None = None, choice: str = AUTO
+) -> SamplingLibrary:
     """Load the best build in `folder` that a processor with `flags` (default: this one) runs.
+
+    `choice`: auto, or the name of the build that it shall be.
 
     Raises:
         LibraryUnavailable: none was built, or it was built from other sources.
+        ConfigError: the chosen one was not built, or this processor cannot run it.
     """
-    build, path = find_build(folder, NAME, flags)
+    build, path = find_build(folder, NAME, flags, choice)
     return SamplingLibrary(build.name, open_library(path, INTERFACE))

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from io import FileIO
 from urllib.parse import urlsplit
@@ -42,10 +43,16 @@ class StreamFigures(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """The parent's side: `batch` streams of at most `max_tokens` tokens each, again and again."""
+    """The parent's side: `batch` streams of at most `max_tokens` tokens each, again and again.
 
-    def __init__(self, url: str, batch: int, max_tokens: int) -> None:
+    `fields`: what every request says besides.
+    """
+
+    def __init__(
+        self, url: str, batch: int, max_tokens: int, fields: Mapping[str, object] | None = None
+    ) -> None:
         command = [sys.executable, "-m", "stages.bench.client", url, str(batch), str(max_tokens)]
+        command.append(msgspec.json.encode(fields or {}).decode())
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def wait_steady(self) -> None:
@@ -111,7 +118,7 @@ class Stream:
         return num_new
 
 
-def _request(host: str, index: int, max_tokens: int) -> bytes:
+def _request(host: str, index: int, max_tokens: int, fields: Mapping[str, object]) -> bytes:
     body = msgspec.json.encode(
         {
             "model": MODEL_NAME,
@@ -122,6 +129,7 @@ def _request(host: str, index: int, max_tokens: int) -> bytes:
             # Weights without meaning may say nothing else, and every token has to show.
             "skip_special_tokens": False,
             "stream": True,
+            **fields,
         }
     )
     head = (
@@ -134,13 +142,13 @@ def _request(host: str, index: int, max_tokens: int) -> bytes:
 class _Load:
     """All streams, driven by one selector."""
 
-    def __init__(self, url: str, batch: int, max_tokens: int) -> None:
+    def __init__(self, url: str, batch: int, max_tokens: int, fields: Mapping[str, object]) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None and parts.port is not None
         self._address = (parts.hostname, parts.port)
         self._selector = selectors.DefaultSelector()
         self._streams = [
-            Stream(self._address, _request(parts.netloc, index, max_tokens))
+            Stream(self._address, _request(parts.netloc, index, max_tokens, fields))
             for index in range(batch)
         ]
         for stream in self._streams:
@@ -185,11 +193,11 @@ class _Load:
             stream.last_ns = now_ns
 
 
-def main(url: str, batch: int, max_tokens: int) -> int:
+def main(url: str, batch: int, max_tokens: int, fields: Mapping[str, object]) -> int:
     """Run until the input ends."""
     gc.disable()  # nothing here is a cycle, and a collection would look like the server's pause
     try:
-        load = _Load(url, batch, max_tokens)
+        load = _Load(url, batch, max_tokens, fields)
         with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:
             load.run(orders)
     except (HeadraceError, OSError) as error:
@@ -200,4 +208,5 @@ def main(url: str, batch: int, max_tokens: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    own_fields = msgspec.json.decode(sys.argv[4], type=dict[str, object])
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), own_fields))

@@ -24,6 +24,7 @@ SETTINGS = (
     "dtype",
     "quantization",
     "cpu_threads",
+    "cpu_kernels",
     "block_size",
     "max_num_batched_tokens",
     "seed",

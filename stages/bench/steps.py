@@ -39,6 +39,7 @@ class Options:
     model: str | None
     device: str
     enforce_eager: bool
+    cpu_kernels: str | None
     step_ms: float
     token_us: float
     batches: Sequence[int]
@@ -94,7 +95,7 @@ def parse_batches(text: str) -> list[int]:
 @contextmanager
 def _groups(options: Options) -> Iterator[dict[str, BenchGroup]]:
     """Both groups, ready."""
-    common = _serve_arguments(options)
+    common = serve_arguments(options)
     with ExitStack() as stack:
         yield {
             SEQUENTIAL: stack.enter_context(serving([*common, "--no-overlap"])),
@@ -102,7 +103,8 @@ def _groups(options: Options) -> Iterator[dict[str, BenchGroup]]:
         }
 
 
-def _serve_arguments(options: Options) -> list[str]:
+def serve_arguments(options: Options) -> list[str]:
+    """The flags of `headrace serve` that both groups have."""
     largest = max(options.batches)
     settings = {
         "--served-model-name": MODEL_NAME,
@@ -119,6 +121,8 @@ def _serve_arguments(options: Options) -> list[str]:
     model = [options.model] if options.model else []
     if options.enforce_eager:
         model.append("--enforce-eager")
+    if options.cpu_kernels is not None:
+        model += ["--cpu-kernels", options.cpu_kernels]
     return [*model, *(str(word) for setting in settings.items() for word in setting)]
 
 

@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
+from scheduler_svc.lag import lag_reason, samples_ahead
 from scheduler_svc.rows import FREE
 from scheduler_svc.stage import SchedulerStage
 from stages.columns import i8, i32, i32_bytes, u64
@@ -184,8 +185,9 @@ class SimulatedExecutor:
 class SimulatedGroup:
     """A scheduler stage among simulated neighbours that are as slow as the test wants.
 
-    plans: sent, not executed. tokens: executed, not delivered to the scheduler. finishes: what
-    the sampler wants to tell the scheduler. outputs, ends: what the clients have received.
+    plans: sent, not executed. tokens: executed, not delivered to the scheduler. in_flight: the
+    requests that get a token of each step of both. finishes: what the sampler wants to tell the
+    scheduler. outputs, ends: what the clients have received.
     """
 
     def __init__(self, config: ServerConfig, num_blocks: int) -> None:
@@ -213,6 +215,8 @@ class SimulatedGroup:
         self.sampler_batch = PersistentBatch(self.config.max_num_seqs)
         self.plans: deque[ExecuteStep] = deque()
         self.tokens: deque[StepTokens] = deque()
+        self.planned_batch = PersistentBatch(self.config.max_num_seqs)
+        self.in_flight: deque[set[int]] = deque()
         self.finishes: deque[FinishRequest] = deque()
         self.ended_by_scheduler: set[int] = set()
         self.num_admissions: dict[int, int] = {}
@@ -255,6 +259,7 @@ class SimulatedGroup:
     def deliver(self) -> None:
         """The oldest tokens reach the scheduler."""
         if self.tokens:
+            self.in_flight.popleft()
             self.tell(self.tokens.popleft())
 
     def deliver_finish(self) -> None:
@@ -282,6 +287,7 @@ class SimulatedGroup:
             match message:
                 case ExecuteStep():
                     self.plans.append(message)
+                    self._check_lagging(message)
                     depth = 2 if self.config.overlap else 1
                     assert len(self.plans) + len(self.tokens) <= depth
                 case EndRequests():
@@ -323,6 +329,16 @@ class SimulatedGroup:
             assert outputs == reference[: len(outputs)]
             if reason not in (FinishReason.ABORT, REJECTED):
                 assert outputs == reference
+
+    def _check_lagging(self, step: ExecuteStep) -> None:
+        """Who lags is in no step as long as one of its tokens is in flight; all others may be."""
+        rows = self.planned_batch.apply(step)
+        request_ids = self.planned_batch.request_ids
+        for request_id in request_ids[rows.rows].tolist():
+            params = self.submitted[request_id].message.params
+            if samples_ahead(self.config) and lag_reason(params):
+                assert not any(request_id in sampled for sampled in self.in_flight)
+        self.in_flight.append(set(request_ids[rows.sampled_rows].tolist()))
 
     # ── gateway and sampler ──────────────────────────────────────────────────────────────────
 

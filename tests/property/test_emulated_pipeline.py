@@ -36,13 +36,17 @@ CONFIGS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Visit:
-    """A client: what it asks, when it comes, when it leaves. `stop_at`: the end it asks for."""
+    """A client: what it asks, when it comes, when it leaves. `stop_at`: the end it asks for.
+
+    `lags`: it has a bad word of two tokens, which the device never says.
+    """
 
     prompt: list[int]
     max_tokens: int
     stop_at: int | None
     arrival: int
     leaves: int | None
+    lags: bool = False
 
     def expected(self) -> list[int]:
         tokens = predict_tokens(self.prompt, self.max_tokens, choices())
@@ -56,7 +60,10 @@ class Visit:
 
     def params(self) -> SamplingParams:
         return SamplingParams(
-            max_tokens=self.max_tokens, stop_token_ids=i32_bytes(self.stop_token_ids())
+            max_tokens=self.max_tokens,
+            stop_token_ids=i32_bytes(self.stop_token_ids()),
+            bad_word_ids=i32_bytes([unsaid(), unsaid()] if self.lags else []),
+            bad_word_lens=i32_bytes([2] if self.lags else []),
         )
 
 
@@ -67,6 +74,7 @@ visits = st.builds(
     stop_at=st.none() | st.integers(1, 30),
     arrival=st.integers(0, 150),
     leaves=st.none() | st.none() | st.integers(0, 200),
+    lags=st.booleans(),
 )
 deaths = st.tuples(st.integers(0, 250), st.sampled_from([TOKENIZER, SCHEDULER, EXECUTOR, SAMPLER]))
 
@@ -74,6 +82,12 @@ deaths = st.tuples(st.integers(0, 250), st.sampled_from([TOKENIZER, SCHEDULER, E
 @cache
 def choices() -> Int32Array:
     return load_choices(make_config(embedded_model()))
+
+
+@cache
+def unsaid() -> int:
+    """A token that the device never gives."""
+    return next(token_id for token_id in range(len(choices()) + 1) if token_id not in choices())
 
 
 def run(

@@ -25,12 +25,17 @@ prompts = st.tuples(
     st.lists(token_ids, min_size=1, max_size=8),
 ).map(lambda parts: parts[0] + parts[1])
 params = st.builds(
-    lambda max_tokens, stop, prompt_logprobs: SamplingParams(
-        max_tokens=max_tokens, stop_token_ids=i32_bytes(stop), prompt_logprobs=prompt_logprobs
+    lambda max_tokens, stop, prompt_logprobs, bad_word: SamplingParams(
+        max_tokens=max_tokens,
+        stop_token_ids=i32_bytes(stop),
+        prompt_logprobs=prompt_logprobs,
+        bad_word_ids=i32_bytes(bad_word),
+        bad_word_lens=i32_bytes([len(bad_word)] if bad_word else []),
     ),
     st.integers(1, 14),
     st.lists(token_ids, max_size=2),
     st.sampled_from([-1, -1, -1, 0]),
+    st.sampled_from([[], [], [5], [5, 6]]),
 )
 requests = st.fixed_dictionaries(
     {
@@ -43,6 +48,7 @@ requests = st.fixed_dictionaries(
 )
 configs = st.builds(
     make_config,
+    device=st.sampled_from(["cpu", "emulated", "npu"]),
     overlap=st.booleans(),
     enable_prefix_caching=st.booleans(),
     max_num_seqs=st.integers(1, 4),
@@ -119,13 +125,14 @@ TestSchedulerMachine.settings = settings(
     workload=st.lists(requests, min_size=1, max_size=10),
     num_tokens=st.integers(28, 60),
     budget=st.integers(1, 12),
+    device=st.sampled_from(["cpu", "emulated"]),
 )
 def test_one_step_ahead_gives_the_same_tokens(
-    workload: list[dict[str, Any]], num_tokens: int, budget: int
+    workload: list[dict[str, Any]], num_tokens: int, budget: int, device: str
 ) -> None:
     outputs = []
     for overlap in (False, True):
-        config = make_config(overlap=overlap, max_num_batched_tokens=budget)
+        config = make_config(overlap=overlap, max_num_batched_tokens=budget, device=device)
         group = SimulatedGroup(config, num_blocks=1 + num_tokens // 4)
         for request in workload:
             group.submit(**request)

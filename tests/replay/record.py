@@ -53,7 +53,11 @@ def _open_requests(pipeline: Pipeline, length: int) -> int:
     story = ChatPrompt([ChatMessage("user", "Tell me a story about a fox and a river.")])
     greedy = SamplingParams(max_tokens=length // 2, temperature=0.0)
     pipeline.open(question, greedy)
-    pipeline.open(story, SamplingParams(max_tokens=length, temperature=0.9, top_p=0.9, seed=1))
+    bad_words = ["river", "the fox"]
+    pipeline.open(
+        story,
+        SamplingParams(max_tokens=length, temperature=0.9, top_p=0.9, seed=1, bad_words=bad_words),
+    )
     pipeline.open(
         story, SamplingParams(max_tokens=length, top_k=20, min_p=0.05, seed=2, logprobs=3)
     )
