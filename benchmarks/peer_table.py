@@ -81,13 +81,18 @@ class Row(TypedDict):
 
 
 def cell(rounds: Rounds, case: str, figure: str) -> Cell:
-    """The median over the rounds that have the figure; without any, the last reason."""
+    """The median over the rounds that have the figure; without any, the last reason.
+
+    An answer that came in one event has no time a token.
+    """
     reason = "not measured"
     found = []
     for outcomes in rounds:
         outcome = outcomes.get(case, reason)
         if isinstance(outcome, str):
             reason = outcome
+        elif outcome[figure] == 0:
+            reason = f"{case}: answers came in one event"
         else:
             found.append(outcome[figure])
     return median(found) if found else reason

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.server import MODEL_NAME, Peer, headrace, vllm
+from benchmarks.server import MODEL_NAME, Peer, headrace, vllm, without_bf16
 
 ROOT = Path(__file__).parents[1]
 BYTES_PER_WEIGHT = {
@@ -36,7 +36,8 @@ class CannotRun(Exception):
 class Setup:
     """What the servers are started with: paths, and the largest load that will come.
 
-    `context` is the longest request, prompt and answer, in tokens.
+    `context` is the longest request, prompt and answer, in tokens. `without_bf16`: as on a
+    processor with AVX512 but neither AVX512-BF16 nor AMX.
     """
 
     model: Path
@@ -47,6 +48,7 @@ class Setup:
     vllm_venv: Path | None = None
     llama_venv: Path | None = None
     llama_server: Path | None = None
+    without_bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,14 @@ class Contender:
         """Give the server's command; converts the model where that is needed.
 
         Raises:
-            CannotRun: a path is not given, or the conversion fails.
+            CannotRun: a path is not given, the conversion fails, or it cannot be capped.
         """
-        return replace(_KINDS[self.kind](self.type, setup), name=self.name)
+        if setup.without_bf16 and self.kind in _FIXED_WHEN_COMPILED:
+            raise CannotRun(
+                "llama.cpp chooses its instructions when it is compiled: no --without-bf16"
+            )
+        peer = replace(_KINDS[self.kind](self.type, setup), name=self.name)
+        return without_bf16(peer) if setup.without_bf16 else peer
 
 
 def parse_contender(text: str) -> Contender:
@@ -170,6 +177,7 @@ _KINDS: dict[str, Callable[[str, Setup], Peer]] = {
     "llama-server": _llama_server,
     "llama-cpp-python": _llama_python,
 }
+_FIXED_WHEN_COMPILED = ("llama-server", "llama-cpp-python")
 _GGUF_TYPES = ("bf16", "f16", "f32", "q8_0")
 TYPES: dict[str, tuple[str, ...]] = {
     "headrace": ("bfloat16", "float16", "float32", "int8"),

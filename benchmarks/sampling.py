@@ -63,6 +63,7 @@ def _choice(head: SamplingHead, logits: torch.Tensor, rule: str) -> Call:
         min_p=np.full(rows, min_p, dtype=np.float32),
         top_k=np.full(rows, top_k, dtype=np.int64),
         top_p=np.full(rows, top_p, dtype=np.float64),
+        is_seeded=np.ones(rows, dtype=np.bool_),
         is_greedy=temperature == 0,
     )
     uniforms = np.random.default_rng(0).random(rows)

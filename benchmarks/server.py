@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -23,6 +23,8 @@ MODEL_NAME = "m"
 CPU_FIGURE = "cpu_s_per_1000_tokens"
 LOAD = Path(__file__).with_name("load.py")
 LOG_TAIL_BYTES = 3000
+# Makes torch say that this processor has no more than AVX512.
+CAPPED = Path(__file__).with_name("capped")
 
 Figures = dict[str, float]
 
@@ -36,6 +38,7 @@ class Peer:
     """How to start a server that calls its model `MODEL_NAME`; the port is appended.
 
     `health` is a path that says 200 once it serves; `extra` goes into the body of every request.
+    `library`: the name of a file that some process of it must have loaded by then.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Peer:
     environment: dict[str, str] = field(default_factory=dict)
     health: str = "/health"
     extra: dict[str, object] = field(default_factory=dict)
+    library: str | None = None
 
 
 class Server:
@@ -63,6 +67,11 @@ class Server:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process that was started; others are below it."""
+        return self._process.pid
+
     def wait_healthy(self) -> float:
         """Poll until the server says 200; returns the seconds that this took."""
         started = time.monotonic()
@@ -73,6 +82,12 @@ class Server:
                 raise ServerFailed(f"{self.name} did not get healthy:\n{self._log_tail()}")
             time.sleep(POLL_S)
         return time.monotonic() - started
+
+    def check_library(self) -> None:
+        """Raise `ServerFailed` unless the library that the peer must run on is loaded."""
+        library = self._peer.library
+        if library is not None and library not in loaded_libraries(self._process.pid):
+            raise ServerFailed(f"{self.name} does not run on {library}:\n{self._log_tail()}")
 
     def put_load(self, **flags: object) -> Figures:
         """Run the load client with these flags, its own process.
@@ -140,6 +155,7 @@ def serving(peer: Peer) -> Iterator[Server]:
         server = Server(peer, Path(folder) / "log")
         try:
             print(f"{peer.name}: healthy after {server.wait_healthy():.0f} s", flush=True)
+            server.check_library()
             yield server
         finally:
             server.stop()
@@ -166,11 +182,51 @@ def vllm(venv: Path, model: Path, *flags: str) -> Peer:
     return Peer("vllm", command, environment)
 
 
+def without_bf16(peer: Peer) -> Peer:
+    """The same server as on a processor with AVX512 but neither AVX512-BF16 nor AMX, as most are.
+
+    Headrace takes its build for it. vLLM chooses its library by what torch says of the processor,
+    and oneDNN and MKL are told in the environment. Other servers cannot be capped.
+    """
+    if peer.name.startswith("headrace"):
+        command = [*peer.command, "--cpu-kernels", "avx512"]
+        return replace(peer, command=command, library="libheadrace_avx512.so")
+    path = os.pathsep.join(filter(None, (str(CAPPED), os.environ.get("PYTHONPATH"))))
+    capped = {
+        "PYTHONPATH": path,
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+    }
+    return replace(peer, environment=peer.environment | capped, library="_C_AVX512.abi3.so")
+
+
+def processes_below(root: int) -> list[int]:
+    """A process and all below it."""
+    return [*_tree(root, _children(_read_stats()[0]))]
+
+
+def loaded_libraries(root: int) -> set[str]:
+    """The names of all files that a process or one below it has mapped."""
+    names: set[str] = set()
+    for pid in processes_below(root):
+        with suppress(OSError):  # it has ended meanwhile
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            names |= {line.rpartition("/")[2] for line in lines if "/" in line}
+    return names
+
+
 def tree_cpu_seconds(root: int) -> float:
     """User and system seconds of a process and all below it, from /proc.
 
     A process that has ended counts in its parent, once that has waited for it.
     """
+    parents, ticks = _read_stats()
+    below = _tree(root, _children(parents))
+    return sum(ticks.get(pid, 0) for pid in below) / os.sysconf("SC_CLK_TCK")
+
+
+def _read_stats() -> tuple[dict[int, int], dict[int, int]]:
+    """Of every process: its parent, and the ticks that it has taken."""
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -183,7 +239,7 @@ def tree_cpu_seconds(root: int) -> float:
         pid = int(path.parent.name)
         parents[pid] = int(values[1])
         ticks[pid] = sum(map(int, values[11:15]))
-    return _sum_below(root, _children(parents), ticks) / os.sysconf("SC_CLK_TCK")
+    return parents, ticks
 
 
 def _children(parents: Mapping[int, int]) -> dict[int, list[int]]:
@@ -193,9 +249,10 @@ def _children(parents: Mapping[int, int]) -> dict[int, list[int]]:
     return children
 
 
-def _sum_below(pid: int, children: Mapping[int, list[int]], ticks: Mapping[int, int]) -> int:
-    below = sum(_sum_below(child, children, ticks) for child in children.get(pid, ()))
-    return ticks.get(pid, 0) + below
+def _tree(pid: int, children: Mapping[int, list[int]]) -> Iterator[int]:
+    yield pid
+    for child in children.get(pid, ()):
+        yield from _tree(child, children)
 
 
 def _free_port() -> int:

@@ -43,6 +43,7 @@ from benchmarks.same_model import Agreement, compare
 from benchmarks.server import Server, ServerFailed, serving
 from executor_svc.ops.native.library import Library, load_library
 from executor_svc.ops.native.limits import measure_limits
+from stages.native_library import AUTO
 
 DEFAULT_PEERS = (
     "headrace:bfloat16,vllm:bfloat16,vllm:float32,"
@@ -185,9 +186,12 @@ def main() -> int:
     prompts = Prompts(setup.model)
     if arguments.check:
         return check(contenders, setup, prompts)
-    library, num_threads = load_library(), len(os.sched_getaffinity(0))
+    choice = "avx512" if arguments.without_bf16 else AUTO
+    library, num_threads = load_library(choice=choice), len(os.sched_getaffinity(0))
     machine = measure_machine(library, num_threads)
     print(f"{num_threads} threads, our kernels: {library.name}; {machine}")
+    if arguments.without_bf16:
+        print("capped: as on a processor with AVX512 but neither AVX512-BF16 nor AMX")
     cases = make_cases(concurrencies, arguments.requests_per_client)
     rounds: Rounds = {contender: [] for contender in contenders}
     for seed in range(arguments.rounds):
@@ -199,6 +203,7 @@ def main() -> int:
     print("", format_table(rows), *serial, "", format_verdicts(verdicts), sep="\n")
     if arguments.json:
         report = {
+            "without_bf16": arguments.without_bf16,
             "library": library.name,
             "num_threads": num_threads,
             "limits": machine._asdict(),
@@ -227,6 +232,7 @@ def _setup(arguments: argparse.Namespace, max_num_seqs: int) -> Setup:
         vllm_venv=arguments.vllm_venv,
         llama_venv=arguments.llama_venv,
         llama_server=arguments.llama_server,
+        without_bf16=arguments.without_bf16,
     )
 
 
@@ -241,6 +247,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", default="8,16", help="clients (8,16)")
     parser.add_argument("--rounds", type=int, default=2, help="starts of each server (2)")
     parser.add_argument("--requests-per-client", type=int, default=3, help="default: 3")
+    parser.add_argument(
+        "--without-bf16", action="store_true", help="cap all at AVX512, as most processors are"
+    )
     parser.add_argument("--check", action="store_true", help="compare greedy answers instead")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()

@@ -15,7 +15,16 @@ from pathlib import Path
 from statistics import median
 from typing import TypedDict
 
-from server import CPU_FIGURE, Figures, Peer, ServerFailed, headrace, serving, vllm
+from server import (
+    CPU_FIGURE,
+    Figures,
+    Peer,
+    ServerFailed,
+    headrace,
+    serving,
+    vllm,
+    without_bf16,
+)
 
 MIN_REQUESTS = 12
 GREEDY = {"temperature": 0.0, "top_p": 1.0}
@@ -144,6 +153,9 @@ def main() -> int:
         headrace(model, *shared, *arguments.headrace_flags.split()),
         vllm(arguments.venv, model, *shared, *arguments.vllm_flags.split()),
     ]
+    if arguments.without_bf16:
+        peers = [without_bf16(peer) for peer in peers]
+        print("capped: both as on a processor with AVX512 but neither AVX512-BF16 nor AMX")
     rounds: dict[str, list[list[Figures]]] = {peer.name: [] for peer in peers}
     try:
         for seed in range(arguments.rounds):
@@ -155,7 +167,8 @@ def main() -> int:
     rows = summarize(cases, rounds)
     print_rows(cases, rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        report = {"without_bf16": arguments.without_bf16, "rows": rows}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
@@ -170,6 +183,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=32, help="default: 32")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (128)")
     parser.add_argument("--dtype", default="auto", help="of both servers (auto: the model's)")
+    parser.add_argument(
+        "--without-bf16", action="store_true", help="cap both at AVX512, as most processors are"
+    )
     parser.add_argument("--headrace-flags", default="", help="more flags of `headrace serve`")
     parser.add_argument("--vllm-flags", default="", help="more flags of vLLM's server")
     parser.add_argument("--json", type=Path, help="write all figures to this file")

@@ -15,6 +15,7 @@ from executor_svc.weights import find_weight_files, resolve_dtype
 from stages.config import ServerConfig
 from stages.errors import HeadraceError
 from stages.model_folder import model_path
+from stages.native_library import TORCH
 
 KIB = 1 << 10
 
@@ -45,10 +46,15 @@ def _facts(config: ServerConfig) -> list[tuple[str, str]]:
     if model_config.architecture in FAMILIES:
         decoder_config = parse_decoder_config(model_config)
         facts += _cache_facts(config, decoder_config, dtype)
-        facts += _operator_facts(config, ModelNeeds(decoder_config, dtype, config.block_size))
+        facts += _operator_facts(config, _needs(config, decoder_config, dtype))
     else:
         facts += [("attention", "paged, whatever else the model does is transformers' own")]
     return facts
+
+
+def _needs(config: ServerConfig, model: DecoderConfig, dtype: torch.dtype) -> ModelNeeds:
+    tiles_weights = config.weight_format == "nz"
+    return ModelNeeds(model, dtype, config.block_size, tiles_weights=tiles_weights)
 
 
 def _runs_as(config: ModelConfig) -> str:
@@ -75,7 +81,7 @@ def _cache_facts(
 
 def _operator_facts(config: ServerConfig, needs: ModelNeeds) -> Iterator[tuple[str, str]]:
     if config.device == "cpu":
-        yield "operators", _cpu_backend(needs.config)
+        yield "operators", _cpu_backend(needs.config, config.cpu_kernels)
         return
     if config.operator_fusion == "off":
         yield "operators", "torch: --operator-fusion off; decode steps are not recorded"
@@ -97,12 +103,14 @@ def _graphs(config: ServerConfig, reports: list[OperatorReport]) -> str:
     return f"none: attention falls back: {fallback}" if fallback else "one a batch bucket"
 
 
-def _cpu_backend(config: DecoderConfig) -> str:
+def _cpu_backend(config: DecoderConfig, kernels: str) -> str:
     from executor_svc.ops.native.library import MAX_HEAD_DIM, LibraryUnavailable, load_library
 
+    if kernels == TORCH:
+        return "torch, as --cpu-kernels says"
     if config.head_dim > MAX_HEAD_DIM:
         return f"torch, as heads of {config.head_dim} are beyond the compiled kernels"
     try:
-        return f"compiled kernels ({load_library().name})"
+        return f"compiled kernels ({load_library(choice=kernels).name})"
     except LibraryUnavailable as unavailable:
         return f"torch, much slower than it could be: {unavailable}"

@@ -32,7 +32,9 @@ def load(config: ServerConfig) -> tuple[Model, KvCache]:
     torch.set_num_threads(config.cpu_threads or _auto_threads())
     started = time.monotonic()
     before = measure_host_memory().available
-    model = load_cpu_model(folder, load_model_config(folder), config.dtype, config.quantization)
+    model = load_cpu_model(
+        folder, load_model_config(folder), config.dtype, config.quantization, config.cpu_kernels
+    )
     seconds = time.monotonic() - started
     logger.info("Loading weights took %.2f seconds", seconds)
     taken = max(0, before - measure_host_memory().available)

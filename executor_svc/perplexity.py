@@ -27,6 +27,7 @@ from executor_svc.models.cpu import load_cpu_model
 from executor_svc.models.model import Model
 from executor_svc.quantization.schemes import NO_SCHEME, SCHEMES
 from stages.errors import ConfigError
+from stages.native_library import AUTO
 
 # Kinds of weights: --dtype and --quantization of a server that has them.
 WEIGHTS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -53,21 +54,33 @@ class Figure:
 
 
 def print_perplexity(
-    folder: Path, text_path: str | None, weights: str, num_tokens: int, json_path: str | None
+    folder: Path,
+    text_path: str | None,
+    weights: str,
+    num_tokens: int,
+    json_path: str | None,
+    kernels: str = AUTO,
 ) -> int:
     """Print a line for each kind in the comma-separated `weights` ("": what there is to compare).
+
+    `kernels`: see `load_cpu_model`.
 
     Raises:
         ConfigError: the model or the text cannot be read, or a kind of weights is unknown.
     """
     try:
-        return _compare(folder, text_path, weights, num_tokens, json_path)
+        return _compare(folder, text_path, weights, num_tokens, json_path, kernels)
     except (ModelLoadError, OSError) as error:
         raise ConfigError(str(error)) from error
 
 
 def _compare(
-    folder: Path, text_path: str | None, weights: str, num_tokens: int, json_path: str | None
+    folder: Path,
+    text_path: str | None,
+    weights: str,
+    num_tokens: int,
+    json_path: str | None,
+    kernels: str,
 ) -> int:
     config = load_model_config(folder)
     default = COMPARED if config.quantization is None else ("auto",)
@@ -81,7 +94,7 @@ def _compare(
     figures: list[Figure] = []
     for name in names:
         dtype, quantization = WEIGHTS[name]
-        model = load_cpu_model(folder, config, dtype, quantization)
+        model = load_cpu_model(folder, config, dtype, quantization, kernels)
         figures.append(Figure(name, *perplexity(model, tokens)))
         found, ratio = figures[-1].perplexity, figures[-1].perplexity / figures[0].perplexity
         print(f"{name:<10} {found:10.4f} {ratio:8.4f}", flush=True)

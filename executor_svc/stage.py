@@ -86,7 +86,8 @@ class ExecutorStage:
     def _make_rows(self) -> tuple[RowTable, RowSampler]:
         config = self._config
         rows = RowTable(config.max_num_seqs, config.max_model_len, self._kv_cache.block_size)
-        return rows, RowSampler(config.max_num_seqs, self._vocab_size, "cpu")
+        kernels = config.cpu_kernels
+        return rows, RowSampler(config.max_num_seqs, self._vocab_size, "cpu", kernels=kernels)
 
     @torch.inference_mode()
     def _execute(self, step: ExecuteStep) -> list[Message]:
@@ -119,6 +120,7 @@ class ExecutorStage:
     ) -> list[Message]:
         token_ids = sampled.token_ids.numpy().astype(np.int32)
         self._rows.set_last_tokens(rows, token_ids)
+        self._sampler.note_tokens(rows, token_ids)
         tokens = StepTokens(step.step_id, i32_bytes(rows), i32_bytes(token_ids))
         if sampled.logprobs is None:
             return [tokens]

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Declare every subcommand."""
-    from stages.settings import add_serve_arguments
+    from stages.settings import add_flags, add_serve_arguments
     from stages.topology import STAGES
 
     parser = argparse.ArgumentParser(prog="headrace", description="LLM inference server")
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--questions", type=int, default=200, help="how many of each kind")
     evaluate.add_argument("--url", help="a server to ask (default: start one)")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures there too")
-    evaluate.add_argument("--quantization", choices=("none", "int8", "w8a8"), default="none")
+    add_flags(evaluate, "quantization", "cpu_kernels")
     evaluate.set_defaults(command=_eval_embedded)
 
     perplexity = commands.add_parser("perplexity", help="what rounding the weights costs")
@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--weights", default="", help="such as float32,int8; ratios are to the first"
     )
     perplexity.add_argument("--json", metavar="FILE", help="write the figures there too")
+    add_flags(perplexity, "cpu_kernels")
     perplexity.set_defaults(command=_perplexity)
 
     check_model = commands.add_parser("check-model", help="how a model would run on a device")
@@ -90,10 +91,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_bench_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from stages.settings import add_flags
+
     steps = commands.add_parser("steps", help="what a step costs, overlapped and sequential")
     steps.add_argument("model", nargs="?", help="Hugging Face folder (default: embedded model)")
     steps.add_argument("--device", choices=("cpu", "emulated", "npu", "cuda"), default="cpu")
     steps.add_argument("--enforce-eager", action="store_true", help="record no decode steps")
+    add_flags(steps, "cpu_kernels")
     steps.add_argument("--step-ms", type=float, default=10.0, help="of the emulated device")
     steps.add_argument("--token-us", type=float, default=2.0, help="of the emulated device")
     steps.add_argument("--batch", default="1,8,64,256", help="batch sizes (default: %(default)s)")
@@ -174,7 +178,9 @@ def _make_model(namespace: argparse.Namespace) -> int:
 def _eval_embedded(namespace: argparse.Namespace) -> int:
     from stages.eval_embedded import eval_embedded
 
-    return eval_embedded(namespace.questions, namespace.url, namespace.json, namespace.quantization)
+    flags = ["--quantization", namespace.quantization] if namespace.quantization else []
+    flags += ["--cpu-kernels", namespace.cpu_kernels] if namespace.cpu_kernels else []
+    return eval_embedded(namespace.questions, namespace.url, namespace.json, flags)
 
 
 def _check_model(namespace: argparse.Namespace) -> int:
@@ -201,11 +207,17 @@ def _perplexity(namespace: argparse.Namespace) -> int:
 
     from stages.launch import load
     from stages.model_folder import embedded_model
+    from stages.native_library import AUTO
 
     print_perplexity = load("executor_svc.perplexity:print_perplexity")
     folder = Path(namespace.model) if namespace.model else embedded_model()
     code: int = print_perplexity(
-        folder, namespace.text, namespace.weights, namespace.tokens, namespace.json
+        folder,
+        namespace.text,
+        namespace.weights,
+        namespace.tokens,
+        namespace.json,
+        namespace.cpu_kernels or AUTO,
     )
     return code
 
@@ -220,6 +232,7 @@ def _bench_steps(namespace: argparse.Namespace) -> int:
             model=namespace.model,
             device=namespace.device,
             enforce_eager=namespace.enforce_eager,
+            cpu_kernels=namespace.cpu_kernels,
             step_ms=namespace.step_ms,
             token_us=namespace.token_us,
             batches=parse_batches(namespace.batch),

@@ -44,6 +44,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     operator_fusion: str = "on"
     memory_policy: str = "static"
     parallel_streams: int = 2
+    weight_format: str = "nd"
     emulated_step_ms: float = 10.0
     emulated_token_us: float = 2.0
     dtype: str = "auto"
@@ -60,6 +61,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sampling_placement: str = "device"
     overlap: bool = True
     cpu_threads: int = 0
+    cpu_kernels: str = "auto"
+    cpu_binding: str = "auto"
     seed: int = 0
 
     tokenizer_workers: int = 1

@@ -31,16 +31,19 @@ ChatMessages = Sequence[dict[str, str]]
 
 
 def eval_embedded(
-    num_questions: int, url: str | None, json_path: str | None, quantization: str = "none"
+    num_questions: int, url: str | None, json_path: str | None, flags: Sequence[str] = ()
 ) -> int:
-    """Print accuracy by category; exit code 1 when it misses its bar."""
-    if url is not None and quantization != "none":
-        raise ConfigError("--quantization is for the server that is started here: not with --url")
+    """Print accuracy by category; exit code 1 when it misses its bar.
+
+    `flags`: of `headrace serve`, for the server that is started where there is no `url`.
+    """
+    if url is not None and flags:
+        raise ConfigError(f"{flags[0]} is for the server that is started here: not with --url")
     evaluate = load("executor_svc.embedded.evaluate:evaluate")
     if url is not None:
         report = evaluate(Asker(url), n=num_questions)
     else:
-        with serving("--quantization", quantization) as own_url:
+        with serving(*flags) as own_url:
             report = evaluate(Asker(own_url), n=num_questions)
     print(report.table())
     if json_path is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -65,6 +66,7 @@ def main(stage: str, control_fd: int) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s"
     )
+    run_on(first.cpus)
     context = StageContext(stage, config, first.config, first.incarnation, control, listener)
     try:
         load(spec_of(stage).main)(context)
@@ -77,6 +79,16 @@ def main(stage: str, control_fd: int) -> int:
         logging.exception("stage %s failed", stage)
         return _fail(context, f"{type(error).__name__}: {error}", 1)
     return 0
+
+
+def run_on(cpus: list[int]) -> None:
+    """Bind this process, and so every thread and process that it will start."""
+    if not cpus:
+        return
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:  # they were taken from the group since it was started
+        logging.warning("cannot run on processors %s: %s", cpus, error)
 
 
 def _fail(context: StageContext, text: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Finds and opens compiled libraries: the best build that this processor can run.
+"""Finds and opens compiled libraries: the best build that this processor can run, or a chosen one.
 
 ctypes calls release the GIL. Knows no library by itself: each belongs to a service, which says what
 it exports.
@@ -7,18 +7,23 @@ it exports.
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_int64
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.errors import ConfigError
+
 
 class Build(NamedTuple):
-    """One compiled variant and the processor flags, as in /proc/cpuinfo, that it needs."""
+    """One compiled variant and the processor flags, as in /proc/cpuinfo, that it needs.
+
+    `machine`: as platform.machine() names it; '' where every machine compiles the variant.
+    """
 
     name: str
     needs: frozenset[str]
+    machine: str = ""
 
     def file_name(self, library: str) -> str:
         """What the variant of a library, 'headrace' say, is called in its folder."""
@@ -26,13 +31,19 @@ class Build(NamedTuple):
 
 
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c"})
+_DOTPROD = frozenset({"atomics", "asimddp"})
 # Best first; `baseline` is SSE2 on x86 and NEON on aarch64.
 BUILDS = (
-    Build("avx512bf16", _AVX512 | {"avx512_bf16", "avx512_vnni"}),
-    Build("avx512", _AVX512),
-    Build("avx2", frozenset({"avx2", "fma", "f16c"})),
+    Build("avx512bf16", _AVX512 | {"avx512_bf16", "avx512_vnni"}, "x86_64"),
+    Build("avx512", _AVX512, "x86_64"),
+    Build("avx2", frozenset({"avx2", "fma", "f16c"}), "x86_64"),
+    Build("neon_bf16", _DOTPROD | {"bf16"}, "aarch64"),
+    Build("neon_dotprod", _DOTPROD, "aarch64"),
     Build("baseline", frozenset()),
 )
+# What --cpu-kernels takes besides the name of a build.
+AUTO, TORCH = "auto", "torch"
+KERNEL_CHOICES = (AUTO, *(build.name for build in BUILDS), TORCH)
 
 
 class LibraryUnavailable(Exception):
@@ -57,30 +68,47 @@ class Interface(NamedTuple):
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """What the first processor can do; nothing where the system does not say so."""
-    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+    if not cpuinfo.exists():
         return frozenset()
     lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-    flags = (value.split() for key, _, value in lines if key.strip() == "flags")
+    # "flags" on x86, "Features" on aarch64.
+    flags = (value.split() for key, _, value in lines if key.strip() in ("flags", "Features"))
     return frozenset(next(flags, []))
 
 
 def find_build(
-    folder: Path, library: str, flags: frozenset[str] | None = None
+    folder: Path, library: str, flags: frozenset[str] | None = None, choice: str = AUTO
 ) -> tuple[Build, Path]:
     """The best build in `folder` for a processor with `flags` (default: this one), and its file.
 
+    `choice`: auto, or the name of the build that it shall be.
+
     Raises:
         LibraryUnavailable: none was built.
+        ConfigError: the chosen one was not built, or this processor cannot run it.
     """
     found = processor_flags() if flags is None else flags
-    for build in BUILDS:
-        path = folder / build.file_name(library)
-        if build.needs <= found and path.exists():
-            return build, path
-    raise LibraryUnavailable(
-        "the CPU kernels were not compiled when Headrace was installed; "
-        "install a C compiler (gcc or clang) and install Headrace again"
+    paths = {build: folder / build.file_name(library) for build in BUILDS}
+    there = [build for build in BUILDS if build.needs <= found and paths[build].exists()]
+    wanted = [build for build in there if choice in (AUTO, build.name)]
+    if wanted:
+        return wanted[0], paths[wanted[0]]
+    if choice == AUTO:
+        raise LibraryUnavailable(
+            "the CPU kernels were not compiled when Headrace was installed; "
+            "install a C compiler (gcc or clang) and install Headrace again"
+        )
+    raise ConfigError(_refusal(choice, found, [build.name for build in there]))
+
+
+def _refusal(choice: str, flags: frozenset[str], there: list[str]) -> str:
+    lacking = sorted(next(build.needs for build in BUILDS if build.name == choice) - flags)
+    reason = (
+        f"this processor lacks {', '.join(lacking)}"
+        if lacking
+        else "it was not compiled when Headrace was installed"
     )
+    return f"--cpu-kernels {choice}: {reason}; there are {', '.join((AUTO, *there, TORCH))}"
 
 
 def open_library(path: Path, interface: Interface) -> ctypes.CDLL:

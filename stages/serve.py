@@ -15,11 +15,14 @@ from typing import Any
 import msgspec
 
 from stages.config import ServerConfig
+from stages.cpu_binding import UNBOUND, bind_cpus
 from stages.errors import ConfigError, HeadraceError
+from stages.host import Host
 from stages.run_dir import create_run_dir, remove_run_dir
 from stages.settings import build_config, non_default
 from stages.status import serve_status
 from stages.supervisor import Supervisor
+from stages.topology import stage_names
 
 BACKLOG = 1024
 logger = logging.getLogger(__name__)
@@ -70,7 +73,8 @@ def _listen(config: ServerConfig, stack: ExitStack) -> list[socket.socket]:
 
 
 async def _run(config: ServerConfig, listeners: Sequence[socket.socket]) -> int:
-    supervisor = Supervisor(config, listeners, lambda seconds: _say_ready(config, seconds))
+    cpus = _cpus_of_stages(config)
+    supervisor = Supervisor(config, listeners, lambda seconds: _say_ready(config, seconds), cpus)
     status = await serve_status(config.run_dir, supervisor.state)
     try:
         await supervisor.run()
@@ -80,6 +84,16 @@ async def _run(config: ServerConfig, listeners: Sequence[socket.socket]) -> int:
     finally:
         status.close()
     return 130 if supervisor.was_aborted else 0
+
+
+def _cpus_of_stages(config: ServerConfig) -> Mapping[str, list[int]]:
+    """Where `--cpu-binding` puts each stage; said in the log if the device has a card."""
+    if config.cpu_binding == "off" or config.device not in ("npu", "cuda"):
+        return UNBOUND
+    stages = stage_names(config.gateways)
+    binding = bind_cpus(config.device, stages, os.sched_getaffinity(0), Host())
+    logger.info("CPU binding: %s", binding.text)
+    return binding.cpus
 
 
 def _say_ready(config: ServerConfig, seconds: float) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from stages.config import EMBEDDED_MODEL, ServerConfig
 from stages.errors import ConfigError
 from stages.model_folder import embedded_model, read_model_facts
+from stages.native_library import KERNEL_CHOICES
 from stages.request_ids import MAX_GATEWAYS
 from stages.run_dir import default_run_dir
 from stages.topology import STAGES
@@ -71,6 +72,12 @@ FLAGS = (
         "npu, cuda: streams that copy beside the compute stream; 0: none, 1: one for both "
         "directions, 2: one up and one down",
     ),
+    Flag(
+        "weight_format",
+        str,
+        "npu: nz stores 16-bit projections in the cube units' tiles (FRACTAL_NZ), nd as matrices",
+        ("nd", "nz"),
+    ),
     Flag("emulated_step_ms", float, "milliseconds that a step of the emulated device takes"),
     Flag("emulated_token_us", float, "microseconds on top for each token of a step"),
     Flag("dtype", str, "weights and KV cache", ("auto", "float32", "bfloat16", "float16")),
@@ -96,6 +103,19 @@ FLAGS = (
     Flag("sampling_placement", str, "where tokens are sampled", ("device", "process")),
     Flag("overlap", bool, "plan one step ahead of the device"),
     Flag("cpu_threads", int, "threads of the CPU backend; auto or 0: all cores"),
+    Flag(
+        "cpu_kernels",
+        str,
+        "compiled kernels by instruction set; auto: the best for this processor, torch: none",
+        KERNEL_CHOICES,
+    ),
+    Flag(
+        "cpu_binding",
+        str,
+        "npu, cuda: auto runs the stages on the processors of the card's NUMA node, the executor "
+        "on cores of its own, where the machine tells the node",
+        ("auto", "off"),
+    ),
     Flag("gateways", int, "processes that speak HTTP"),
     Flag("tokenizer_workers", int, "processes that tokenize"),
     Flag("template_timeout", float, "seconds that a chat template may take"),
@@ -300,6 +320,10 @@ def _validate_accelerator(config: ServerConfig) -> None:
         raise ConfigError(
             f"--quantization {config.quantization} is for --device cpu, not {config.device}: "
             "leave it out"
+        )
+    if config.weight_format == "nz" and (config.device, config.operator_fusion) != ("npu", "on"):
+        raise ConfigError(
+            "--weight-format nz is for --device npu with --operator-fusion on: leave it out"
         )
     if config.parallel_streams > MAX_SIDE_STREAMS:
         raise ConfigError(

@@ -13,10 +13,11 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from stages.config import ServerConfig, encode_config
+from stages.cpu_binding import UNBOUND
 from stages.errors import HeadraceError, RestartLimitError, StageStartError
 from stages.group_rings import GroupRings
 from stages.messages import (
@@ -67,14 +68,16 @@ class Supervisor:
         config: ServerConfig,
         listeners: Sequence[socket.socket],
         on_ready: Callable[[float], None],
+        cpus: Mapping[str, list[int]] = UNBOUND,
     ) -> None:
         """`listeners`: the HTTP socket of each gateway, handed to all its lives; the caller's.
 
-        `on_ready` hears once how many seconds the start took.
+        `on_ready` hears once how many seconds the start took. `cpus`: what each stage runs on.
         """
         self._config = config
         self._listeners = listeners
         self._on_ready = on_ready
+        self._cpus = cpus
         self._gateways = gateway_names(config.gateways)
         self._stages = stage_names(config.gateways)
         self._children: dict[str, StageProcess] = {}
@@ -278,7 +281,8 @@ class Supervisor:
         child = StageProcess(stage, incarnation, self._on_message, self._on_exit)
         self._children[stage] = child
         fds = [self._listeners[gateway_index(stage)].fileno()] if is_gateway(stage) else []
-        child.send(Configure(encode_config(self._config), incarnation), fds)
+        cpus = self._cpus.get(stage, [])
+        child.send(Configure(encode_config(self._config), incarnation, cpus), fds)
 
     def _too_many_deaths(self) -> bool:
         now = time.monotonic()

@@ -30,12 +30,18 @@ def new_row(
 def edited_logits(
     logits: Floats, params: SamplingParams, prompt: list[int], outputs: list[int]
 ) -> Floats:
-    """Logit bias, min_tokens, repetition, frequency and presence penalty, in this order."""
+    """Logit bias, min_tokens, bad words, repetition, frequency and presence penalty, in order."""
     logits = logits.astype(np.float64).copy()
     for token, value in zip(i32(params.logit_bias_ids), f32(params.logit_bias_values), strict=True):
         logits[token] += value
     if len(outputs) < params.min_tokens:
         logits[i32(params.stop_token_ids)] = -np.inf
+    start = 0
+    for length in i32(params.bad_word_lens).tolist():
+        *prefix, last = i32(params.bad_word_ids)[start : start + length].tolist()
+        if outputs[len(outputs) - len(prefix) :] == prefix:
+            logits[last] = -np.inf
+        start += length
     for token in set(prompt) | set(outputs):
         if logits[token] > 0:
             logits[token] /= params.repetition_penalty

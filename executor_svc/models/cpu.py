@@ -32,23 +32,30 @@ from executor_svc.quantization.cache import (
 from executor_svc.quantization.checkpoint_config import make_reader
 from executor_svc.quantization.schemes import NO_SCHEME, SCHEMES
 from executor_svc.weights import resolve_dtype
+from stages.native_library import AUTO, TORCH
 
 logger = logging.getLogger(__name__)
 
 
 def load_cpu_model(
-    folder: Path, config: ModelConfig, dtype: str, quantization: str = NO_SCHEME
+    folder: Path,
+    config: ModelConfig,
+    dtype: str,
+    quantization: str = NO_SCHEME,
+    kernels: str = AUTO,
 ) -> Model:
     """Load the model of a folder for this machine's CPU, on torch.get_num_threads() threads.
 
     `dtype` auto is the checkpoint's own with the kernels, which compute in float32 anyway, and
-    float32 with torch, which is slow in all else. `quantization` is none, int8 or w8a8.
+    float32 with torch, which is slow in all else. `quantization` is none, int8 or w8a8; `kernels`
+    is a build's name, auto or torch.
 
     Raises:
         ModelLoadError: the folder cannot be served; the text says why and what to do.
+        ConfigError: there is no such build for this processor.
     """
     _check_quantization(config, quantization)
-    fused = _try_fused(config, dtype, quantization)
+    fused = _try_fused(config, dtype, quantization, kernels)
     if fused is not None:
         return fused
     if quantization != NO_SCHEME:
@@ -102,7 +109,12 @@ def _check_quantization(config: ModelConfig, quantization: str) -> None:
         )
 
 
-def _try_fused(config: ModelConfig, dtype: str, quantization: str) -> FusedDecoder | None:
+def _try_fused(
+    config: ModelConfig, dtype: str, quantization: str, kernels: str
+) -> FusedDecoder | None:
+    if kernels == TORCH:
+        logger.info("CPU backend: torch, as --cpu-kernels says")
+        return None
     if config.architecture not in FAMILIES:
         logger.info("CPU backend: torch, through transformers' %s", config.architecture)
         return None
@@ -111,7 +123,7 @@ def _try_fused(config: ModelConfig, dtype: str, quantization: str) -> FusedDecod
         logger.info("CPU backend: torch, as heads of %d are beyond the kernels", head_dim)
         return None
     try:
-        library = load_library()
+        library = load_library(choice=kernels)
     except LibraryUnavailable as unavailable:
         logger.warning("CPU backend: torch, much slower than it could be: %s", unavailable)
         return None

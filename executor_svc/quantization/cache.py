@@ -1,8 +1,9 @@
 """Packed quantized weights on disk, so that a model is quantized and packed only once.
 
 One safetensors file a model, scheme and build in `~/.cache/headrace`. It is believed only if it
-names the very files (name, size, time of change) that the model folder holds; all else is as if
-it were not there. A cache that cannot be written costs a warning, never the start.
+names the very files (name, size, time of change) that the model folder holds, and each tensor only
+if its CRC-32 is right; what is damaged is made again, with one warning. A cache that cannot be
+written costs a warning too, never the start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
 from io import BufferedReader
@@ -25,7 +27,7 @@ from executor_svc.ops.interface import LinearWeight, QuantizationGrid
 from executor_svc.ops.native.packing import allocate_pages
 
 # Count up whenever a kernel reads another layout, or quantizing gives other codes.
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 # Quantizing less than this takes a moment, and would litter the folder with small models.
 MIN_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 2**26
@@ -42,8 +44,15 @@ def default_cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "headrace"
 
 
+class _DamagedError(Exception):
+    """What the file says cannot be what was written."""
+
+
 class PackedCache:
-    """The packed projections of one model, by name; a context manager that keeps the file open."""
+    """The packed projections of one model, by name; a context manager that keeps the file open.
+
+    What was found is remembered beside what is new, so that a file is always written whole.
+    """
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path
@@ -51,17 +60,21 @@ class PackedCache:
         self._file: BufferedReader | None = None
         self._header: dict[str, Any] = {}
         self._grids: dict[str, list[int]] = {}
+        self._checksums: dict[str, int] = {}
         self._data_start = 0
-        self._new: dict[str, LinearWeight] = {}
+        self._weights: dict[str, LinearWeight] = {}
+        self._has_new = False
+        self._is_damaged = False
 
     def __enter__(self) -> Self:
         try:
             self._file = self._path.open("rb")
             self._read_header(self._file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not isinstance(error, FileNotFoundError):
-                logger.info("The cached weights %s are not used: %s", self._path, error)
+        except FileNotFoundError:
+            pass
+        except (_DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._grids = {}
+            self._warn(error)
         return self
 
     def __exit__(
@@ -72,7 +85,7 @@ class PackedCache:
     ) -> None:
         if self._file is not None:
             self._file.close()
-        if error is None and self._new:
+        if error is None and self._has_new:
             self._write()
 
     def find(self, name: str) -> LinearWeight | None:
@@ -80,32 +93,47 @@ class PackedCache:
         if name not in self._grids:
             return None
         out_size, in_size, code, group_size = self._grids[name]
-        parts = {part: self._read(f"{name}.{part}") for part in PARTS}
+        try:
+            parts = {part: self._read(f"{name}.{part}") for part in PARTS}
+        except (_DamagedError, OSError) as error:
+            self._warn(error)
+            return None
         assert parts["packed"] is not None and parts["scales"] is not None
         grid = QuantizationGrid(code, parts["scales"], parts["offsets"], parts["order"], group_size)
         stand_in = torch.empty(()).expand(out_size, in_size)
-        return LinearWeight(stand_in, parts["bias"], parts["packed"], grid)
+        self._weights[name] = LinearWeight(stand_in, parts["bias"], parts["packed"], grid)
+        return self._weights[name]
 
     def keep(self, name: str, weight: LinearWeight) -> None:
         """Remember a new projection, to be written at the end."""
         if weight.grid is not None:
-            self._new[name] = weight
+            self._weights[name] = weight
+            self._has_new = True
+
+    def _warn(self, reason: Exception) -> None:
+        if not self._is_damaged:
+            logger.warning(
+                "Damaged weights are made again and cached anew: %s, %s", self._path, reason
+            )
+        self._is_damaged = True
 
     def _read_header(self, file: BufferedReader) -> None:
         size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER_BYTES:
-            raise ValueError("it is damaged")
+            raise _DamagedError("its header has no end")
         self._header = json.loads(file.read(size))
         metadata = self._header.pop("__metadata__")
+        if metadata["key"] != self._key:
+            logger.info("The cached weights %s were made of other files", self._path)
+            return
+        self._checksums = json.loads(metadata["checksums"])
+        if metadata["header"] != _header_checksum(self._header, metadata):
+            raise _DamagedError("the checksum of its header is wrong")
         self._data_start = 8 + size
         end = max(tensor["data_offsets"][1] for tensor in self._header.values())
         if self._data_start + end != os.fstat(file.fileno()).st_size:
-            raise ValueError("it is damaged")
-        if metadata["key"] != self._key:
-            raise ValueError("it was made of other files")
+            raise _DamagedError("it has been cut off")
         self._grids = json.loads(metadata["grids"])
-        if any(f"{name}.{part}" not in self._header for name in self._grids for part in PARTS[:1]):
-            raise ValueError("it is damaged")
 
     def _read(self, name: str) -> Tensor | None:
         described = self._header.get(name)
@@ -116,16 +144,18 @@ class PackedCache:
         tensor = allocate_pages((end - begin) // dtype.itemsize, dtype)
         self._file.seek(self._data_start + begin)
         self._file.readinto(tensor.numpy().data.cast("B"))
+        if _checksum(tensor) != self._checksums[name]:
+            raise _DamagedError(f"the checksum of {name} is wrong")
         return tensor.view(described["shape"])
 
     def _write(self) -> None:
-        if sum(weight.num_bytes for weight in self._new.values()) < MIN_BYTES:
+        if sum(weight.num_bytes for weight in self._weights.values()) < MIN_BYTES:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
                 try:
-                    _write_file(file, self._new, self._key)
+                    _write_file(file, self._weights, self._key)
                     os.replace(file.name, self._path)
                 except OSError:
                     os.unlink(file.name)
@@ -158,8 +188,11 @@ def cache_path(cache_folder: Path, folder: Path, scheme: str, build: str) -> Pat
 def _write_file(file: IO[bytes], weights: dict[str, LinearWeight], key: str) -> None:
     """The safetensors format by hand: its library would hold a second copy of all tensors."""
     tensors = dict(_named_tensors(weights))
-    header: dict[str, Any] = {
-        "__metadata__": {"key": key, "grids": json.dumps(_describe_grids(weights))}
+    header: dict[str, Any] = {}
+    metadata = {
+        "key": key,
+        "grids": json.dumps(_describe_grids(weights)),
+        "checksums": json.dumps({name: _checksum(tensor) for name, tensor in tensors.items()}),
     }
     offset = 0
     for name, tensor in tensors.items():
@@ -169,11 +202,22 @@ def _write_file(file: IO[bytes], weights: dict[str, LinearWeight], key: str) -> 
             "data_offsets": [offset, offset + tensor.nbytes],
         }
         offset += tensor.nbytes
-    encoded = json.dumps(header).encode()
+    metadata["header"] = _header_checksum(header, metadata)
+    encoded = json.dumps(header | {"__metadata__": metadata}).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for tensor in tensors.values():
         file.write(tensor.numpy().data.cast("B"))
+
+
+def _checksum(tensor: Tensor) -> int:
+    """At 4 GB/s a core, faster than most disks read."""
+    return zlib.crc32(tensor.numpy().data.cast("B"))
+
+
+def _header_checksum(header: dict[str, Any], metadata: dict[str, str]) -> str:
+    words = [header, metadata["grids"], metadata["checksums"]]
+    return f"{zlib.crc32(json.dumps(words).encode()):08x}"
 
 
 def _named_tensors(weights: dict[str, LinearWeight]) -> Iterator[tuple[str, Tensor]]:

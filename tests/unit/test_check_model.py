@@ -41,6 +41,14 @@ def test_npu_fuses_all_of_qwen3(folder: Path) -> None:
     assert lines["decode"].endswith("one a batch bucket")
 
 
+def test_weights_that_cannot_be_tiled_are_told(folder: Path) -> None:
+    assert report(folder, device="npu")["linear"] == "torch"
+    lines = report(folder, device="npu", weight_format="nz")
+    assert lines["linear"] == "torch, weights in tiles (FRACTAL_NZ)"
+    lines = report(folder, device="npu", weight_format="nz", dtype="float32")
+    assert lines["linear"].endswith("; falls back: float32 weights")
+
+
 def test_npu_falls_back_from_float32_and_says_so(folder: Path) -> None:
     lines = report(folder, device="npu", dtype="float32")
     assert lines["attention"] == "torch; falls back: float32 keys and values (2 of 2 layers)"

@@ -230,6 +230,7 @@ async def test_every_sampling_field_reaches_the_pipeline() -> None:
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "logit_bias": {"5": -100, "6": 1.5},
+        "bad_words": ["wheel", " mill"],
         "priority": -3,
         "cache_salt": "salt",
         "user": "somebody",
@@ -247,6 +248,7 @@ async def test_every_sampling_field_reaches_the_pipeline() -> None:
     assert not params.skip_special_tokens
     assert i32(params.stop_token_ids).tolist() == [3, 4]
     assert i32(params.logit_bias_ids).tolist() == [5, 6]
+    assert params.bad_words == ["wheel", " mill"]
     assert f32(params.logit_bias_values).tolist() == [-100.0, 1.5]
     assert (generate.priority, generate.cache_salt) == (-3, "salt")
     assert generate.arrival_ns > 0

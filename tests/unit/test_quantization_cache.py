@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from executor_svc.make_model import make_model
 from executor_svc.model_config import ModelConfig, load_model_config
 from executor_svc.models import cpu
 from executor_svc.models.fused_decoder import FusedDecoder
+from executor_svc.ops.interface import LinearWeight
 from executor_svc.ops.native.quantized_packing import QuantizedPacker
 from executor_svc.quantization import cache as cache_module
 from executor_svc.quantization.cache import PackedCache, default_cache_folder
@@ -114,6 +117,60 @@ def test_a_stale_or_damaged_cache_is_made_anew(
     assert [*cache_folder.iterdir()] == [file] and file.read_bytes() != spoilt
     _refuse_to_quantize(monkeypatch)
     assert torch.equal(second, _logits(_load(folder, cache_folder)))
+
+
+@pytest.mark.parametrize("place", [0.001, 0.2, 0.5, 0.8, 1.0])
+def test_a_flipped_bit_is_noticed_and_mended(
+    folder: Path, tmp_path: Path, place: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_folder = tmp_path / "cache"
+    first = _logits(_load(folder, cache_folder))
+    (file,) = cache_folder.iterdir()
+    written = file.read_bytes()
+    start = 8 + int.from_bytes(written[:8], "little")
+    spoilt = bytearray(written)
+    spoilt[min(start + int(place * (len(written) - start)), len(written) - 1)] ^= 4
+    file.write_bytes(spoilt)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(first, _logits(_load(folder, cache_folder)))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "checksum" in caplog.text and str(file) in caplog.text
+    assert file.read_bytes() == written
+
+
+def test_no_flipped_bit_of_the_header_changes_the_model(folder: Path, tmp_path: Path) -> None:
+    cache_folder = tmp_path / "cache"
+    first = _logits(_load(folder, cache_folder))
+    (file,) = cache_folder.iterdir()
+    written = file.read_bytes()
+    places = random.Random(0)
+    for _ in range(40):
+        spoilt = bytearray(written)
+        spoilt[places.randrange(8 + int.from_bytes(written[:8], "little"))] ^= (
+            1 << places.randrange(8)
+        )
+        file.write_bytes(spoilt)
+        assert torch.equal(first, _logits(_load(folder, cache_folder)))
+
+
+def test_only_what_is_damaged_is_quantized_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_folder = tmp_path / "cache"
+    _load(folder, cache_folder)
+    (file,) = cache_folder.iterdir()
+    spoilt = bytearray(file.read_bytes())
+    spoilt[-1] ^= 1
+    file.write_bytes(spoilt)
+    quantize, calls = QuantizedPacker.quantize_linear, []
+
+    def count(*arguments: Any, **named: Any) -> LinearWeight:
+        calls.append(arguments)
+        return quantize(*arguments, **named)
+
+    monkeypatch.setattr(QuantizedPacker, "quantize_linear", count)
+    _load(folder, cache_folder)
+    assert len(calls) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(

@@ -38,7 +38,7 @@ def _head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip(str(unavailable))
 
 
-def _no_library() -> None:
+def _no_library(**_: object) -> None:
     raise LibraryUnavailable("no library here")
 
 

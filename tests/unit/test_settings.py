@@ -98,6 +98,11 @@ def test_a_model_made_to_be_greedy_is_greedy(tmp_path: Path) -> None:
         (["--record", "nobody=x"], ["--record", "scheduler"]),
         (["--port", "70000"], ["--port", "65535"]),
         (["--quantization", "int8", "--device", "cuda"], ["--quantization", "--device cpu"]),
+        (["--weight-format", "nz"], ["--weight-format", "--device npu"]),
+        (
+            ["--device", "npu", "--weight-format", "nz", "--operator-fusion", "off"],
+            ["--weight-format", "--operator-fusion on"],
+        ),
         (["--config", "/nowhere.toml"], ["--config", "/nowhere.toml"]),
     ],
 )
