@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from shutil import which
 
+import pytest
 from hypothesis import settings
 
 from stages.torch_backends import hide_torch_npu
@@ -20,3 +22,15 @@ settings.load_profile("headrace")
 # libraries may cause before the tests of the kernels are read.
 if which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """torch computes on one thread and keeps no gradients."""
+    import torch  # takes a second, which most tests need not pay
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(threads)

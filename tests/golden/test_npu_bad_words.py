@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from stages.columns import i32_bytes
 from stages.messages import SamplingParams
 from tests.emulated_cann.build import unavailable
 from tests.golden.conftest import Golden
+from tests.golden.npu_cases import run_cases
 from tests.pipeline import Pipeline, make_config
 
 pytestmark = [
@@ -45,7 +43,6 @@ def fields(golden: Golden) -> dict[str, Any]:
 
 
 def test_equal_to_the_cpu(golden: Callable[[str], Golden], tmp_path: Path) -> None:
-    from tests.emulated_cann.load import environment
 
     wanted = golden("qwen3")
     params = fields(wanted)
@@ -57,16 +54,6 @@ def test_equal_to_the_cpu(golden: Callable[[str], Golden], tmp_path: Path) -> No
     packed = {n: v.hex() if isinstance(v, bytes) else v for n, v in params.items()}
     case = {"kind": "tokens", "folder": str(wanted.folder), "prompts": prompts, "params": packed}
     case |= {"deaths": {}, "rounds": 1}
-    cases, results = tmp_path / "cases.json", tmp_path / "results.json"
-    cases.write_text(json.dumps({name: case | {"settings": s} for name, s in SETTINGS.items()}))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.npu_golden", str(cases), str(results)],
-        cwd=Path(__file__).parents[2],
-        env=environment(allow_float32=1),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    for name, result in json.loads(results.read_text()).items():
+    cases = {name: case | {"settings": own} for name, own in SETTINGS.items()}
+    for name, result in run_cases(cases, tmp_path, timeout_s=280).items():
         assert result["tokens"] == expected, name

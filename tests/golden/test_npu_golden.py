@@ -6,9 +6,6 @@ and sampled, after every death, here both recorded and eager. One process runs a
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -27,6 +24,7 @@ from stages.messages import SamplingParams
 from stages.topology import EXECUTOR, SAMPLER, SCHEDULER, TOKENIZER
 from tests.emulated_cann.build import unavailable
 from tests.golden.conftest import LOGITS_PROMPT, MAX_TOKENS, Golden
+from tests.golden.npu_cases import Results, run_cases
 from tests.golden.quantized_folders import write_folders
 from tests.golden.tiny_models import FAMILIES, NATIVE_FAMILIES
 from tests.pipeline import Pipeline, make_config
@@ -89,7 +87,6 @@ HALF_DTYPES = ("bfloat16", "float16")
 QUANTIZED = ("gptq_act_order", "awq", "packed_zeros")
 
 GoldenOf = Callable[[str], Golden]
-Results = dict[str, dict[str, Any]]
 
 
 def _case(golden: Golden, settings: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -146,22 +143,8 @@ def quantized(golden: GoldenOf, tmp_path_factory: pytest.TempPathFactory) -> dic
 def results(
     golden: GoldenOf, quantized: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Results:
-    from tests.emulated_cann.load import environment
-
     folder = tmp_path_factory.mktemp("npu_golden")
-    cases, results = folder / "cases.json", folder / "results.json"
-    cases.write_text(json.dumps(_cases(golden, quantized)))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.npu_golden", str(cases), str(results)],
-        cwd=Path(__file__).parents[2],
-        env=environment(allow_float32=1),
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    parsed: Results = json.loads(results.read_text())
-    return parsed
+    return run_cases(_cases(golden, quantized), folder, timeout_s=800)
 
 
 @pytest.mark.parametrize("way", WAYS)

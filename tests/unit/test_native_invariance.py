@@ -7,7 +7,6 @@ preemption or the death of a stage: its context is then computed in other chunks
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -32,14 +31,7 @@ from tests.unit.native_models import (
 LENGTHS = (1, 7, 40, 255, 256, 257, 300, 530)
 DTYPES = (torch.float32, torch.bfloat16)
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @dataclass

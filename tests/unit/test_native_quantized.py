@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,14 +25,7 @@ sizes = st.tuples(st.integers(1, 140), st.integers(1, 400))
 DIGITS_LIMIT = 127 * 257  # the largest number of two digits, as linear_dot.c has it
 layouts = st.builds(Layout, st.sampled_from([4, 8]), st.sampled_from([2, 32, 64, 128, 1000]))
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(params=BUILD_NAMES)

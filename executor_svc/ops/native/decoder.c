@@ -228,10 +228,10 @@ static void finish(Pool *pool, const Step *step)
     const Linear *head = &step->decoder->head;
     int64_t size = head->in_size;
     float *wanted = step->rows.narrow;
-    int all_wanted = step->num_rows == batch->num_logits && wants_ascending(batch);
+    int is_dropped = step->num_rows < batch->num_tokens;
     for (int64_t i = 0; i < batch->num_logits; i++)
         memcpy(wanted + i * size,
-               step->rows.normed + (all_wanted ? i : batch->logits_indices[i]) * size,
+               step->rows.normed + (is_dropped ? i : batch->logits_indices[i]) * size,
                size * sizeof(float));
     if (batch->logits == NULL) {
         choose_tokens(pool, head, step->decoder->screen, step->decoder->logits_soft_cap, wanted,
@@ -333,7 +333,7 @@ EXPORT Pool *headrace_engine_pool(Engine *engine) { return engine->pool; }
 EXPORT int64_t headrace_decoder_step(Engine *engine, const Decoder *decoder, const Cache *cache,
                                      const Batch *batch)
 {
-    Step step = {decoder, cache, batch, .num_rows = batch->num_tokens};
+    Step step = {.decoder = decoder, .cache = cache, .batch = batch, .num_rows = batch->num_tokens};
     enum status status = check(decoder, cache, batch);
     if (status == STATUS_OK)
         status = lay_out(engine, measure(engine, decoder, batch), &step.rows);

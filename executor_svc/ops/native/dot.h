@@ -124,4 +124,23 @@ INLINE ivec spread_codes(const dot_code *from)
     return codes - (ivec){0};
 }
 
+/* The codes of `rows` rows times those of a panel, on top of sums that begin at `start`. */
+INLINE void dot_panel(const int rows, const uint8_t *w, const dot_code *x, int64_t steps,
+                      const int32_t *start, ivec sums[TILE_ROWS][PANEL_VECS])
+{
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int v = 0; v < PANEL_VECS; v++)
+            sums[m][v] = start[m] - (ivec){0};
+    for (int64_t k = 0; k < steps; k++, w += PANEL * DOT, x += rows * DOT) {
+        ivec weights[PANEL_VECS];
+        UNROLL for (int v = 0; v < PANEL_VECS; v++)
+            weights[v] = load_weights(w + v * LANES * DOT);
+        UNROLL for (int m = 0; m < rows; m++) {
+            ivec own = spread_codes(x + m * DOT);
+            UNROLL for (int v = 0; v < PANEL_VECS; v++)
+                sums[m][v] = add_dots(sums[m][v], weights[v], own);
+        }
+    }
+}
+
 #endif

@@ -160,19 +160,7 @@ INLINE void dot_tile(const int rows, const uint8_t *w, const dot_code *x, const 
                      int64_t steps, int32_t *out)
 {
     ivec sums[TILE_ROWS][PANEL_VECS];
-    UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int v = 0; v < PANEL_VECS; v++)
-            sums[m][v] = starts[m] - (ivec){0};
-    for (int64_t k = 0; k < steps; k++, w += PANEL * DOT, x += rows * DOT) {
-        ivec weights[PANEL_VECS];
-        UNROLL for (int v = 0; v < PANEL_VECS; v++)
-            weights[v] = load_weights(w + v * LANES * DOT);
-        UNROLL for (int m = 0; m < rows; m++) {
-            ivec own = spread_codes(x + m * DOT);
-            UNROLL for (int v = 0; v < PANEL_VECS; v++)
-                sums[m][v] = add_dots(sums[m][v], weights[v], own);
-        }
-    }
+    dot_panel(rows, w, x, steps, starts, sums);
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int v = 0; v < PANEL_VECS; v++)
             memcpy(out + m * PANEL + v * LANES, &sums[m][v], sizeof(ivec));

@@ -144,25 +144,6 @@ static void prepare_tiles(const void *arg, int64_t first, int64_t last)
     }
 }
 
-/* The codes of `rows` rows times those of a panel, on top of sums that begin at `start`. */
-INLINE void dot_panel(const int rows, const uint8_t *w, const dot_code *x, int64_t steps,
-                      const int32_t *start, ivec sums[TILE_ROWS][PANEL_VECS])
-{
-    UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int v = 0; v < PANEL_VECS; v++)
-            sums[m][v] = start[m] - (ivec){0};
-    for (int64_t k = 0; k < steps; k++, w += PANEL * DOT, x += rows * DOT) {
-        ivec weights[PANEL_VECS];
-        UNROLL for (int v = 0; v < PANEL_VECS; v++)
-            weights[v] = load_weights(w + v * LANES * DOT);
-        UNROLL for (int m = 0; m < rows; m++) {
-            ivec own = spread_codes(x + m * DOT);
-            UNROLL for (int v = 0; v < PANEL_VECS; v++)
-                sums[m][v] = add_dots(sums[m][v], weights[v], own);
-        }
-    }
-}
-
 /* A panel's part in the largest bounds of `rows` rows from `begin` on, lane by lane. */
 INLINE void screen_panel(const int rows, const Screening *s, int64_t begin, int64_t panel,
                          vec *largest)
